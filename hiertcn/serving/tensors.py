@@ -50,3 +50,6 @@ OUTPUTS: Final[dict[str, tuple[TensorSpec, ...]]] = {
 LENGTH_BUCKETS: Final = (4, 8, 16, 32, 64, 128)
 """Lengths a session is padded to, so that Triton's batcher, which groups only equal shapes,
 finds requests to group. The largest exceeds the TCN's receptive field of 121 positions."""
+
+MAX_BATCH: Final = {TCN: 128, GRU_STEP: 1024}
+"""Largest batch of one request; ``max_batch_size`` of ``triton_repo/*/config.pbtxt``."""
