@@ -28,14 +28,12 @@ from hiertcn.evaluation.pools import (
 from hiertcn.evaluation.protocol import Ranker, Requests, SessionColumns
 from hiertcn.evaluation.results import (
     GROUPS,
+    LAST_POSITION,
     EvaluationResult,
     OracleResult,
     PositionMetric,
     RankerResult,
 )
-
-LAST_POSITION = 10
-"""The place in the session that stands for itself and all later ones."""
 
 _CATALOGUE_SCORES = 1 << 24
 # Rankers gather one vector per candidate: 512 x 512 x 128 float32 are 128 MB.

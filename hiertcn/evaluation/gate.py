@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hiertcn.errors import InputError
-from hiertcn.evaluation.metrics import LOWER_IS_BETTER
+from hiertcn.evaluation.metrics import LOWER_IS_BETTER, metric_title
 from hiertcn.evaluation.results import EvaluationResult
 
 
@@ -114,7 +114,10 @@ def decide(
     elif checks:
         reason = "passed: " + "; ".join(_explain(check, challenger, metric) for check in checks)
     else:
-        reason = f"passed: {challenger} has {metric} {value:.4f} and there was nothing to beat"
+        reason = (
+            f"passed: {metric_title(metric)} of {challenger} is {value:.4g} and there was nothing "
+            "to beat"
+        )
     return GateDecision(
         passed=not trouble and not failed,
         reason=reason,
@@ -139,7 +142,7 @@ def _unjudgeable(
     if nan_scores:
         return f"{challenger} gave {nan_scores} NaN scores; look at its training curve"
     if math.isnan(value):
-        return f"the {metric} of {challenger} is not a number"
+        return f"the {metric_title(metric)} of {challenger} is not a number"
     return ""
 
 
@@ -161,13 +164,14 @@ def _check(
 
 
 def _explain(check: GateCheck, challenger: str, metric: str) -> str:
+    title = metric_title(metric)
     if check.opponent_value is None or check.challenger_value is None or check.limit is None:
-        return f"the {metric} of {check.opponent} is not a number, so nothing can be compared"
+        return f"the {title} of {check.opponent} is not a number, so nothing can be compared"
     role = "the serving release" if check.role == "serving" else "the baseline"
     relation = "not worse" if check.passed else "worse"
     allowed = "" if check.limit == check.opponent_value else f", allowing {check.limit:.4g}"
     return (
-        f"{metric} of {challenger} is {check.challenger_value:.4g}, {relation} than that of {role} "
+        f"{title} of {challenger} is {check.challenger_value:.4g}, {relation} than that of {role} "
         f"{check.opponent} ({check.opponent_value:.4g}{allowed})"
     )
 

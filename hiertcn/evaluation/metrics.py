@@ -86,6 +86,11 @@ class Metrics:
         )
 
 
+def metric_title(metric: str) -> str:
+    """Return how a metric is written in a sentence or table: ``MRR``, ``Recall@10``."""
+    return metric.upper() if metric in ("mrr", "mrp") else metric.capitalize()
+
+
 def target_ranks(
     scores: NDArray[np.floating[Any]],
     target_column: NDArray[np.int64],

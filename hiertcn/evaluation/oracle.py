@@ -8,7 +8,7 @@ user id, item id and time, so the cost is one scan of the oracle's folder.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,8 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.evaluation.protocol import Requests, SessionColumns
+from hiertcn.evaluation.protocol import Requests
 from hiertcn.events.columns import ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.items.index import IdIndex
+from hiertcn.sessions.store import SessionStore
 
 _NEEDED = (USER_ID, ITEM_ID, TIMESTAMP, "rank", "candidates")
 
@@ -35,19 +37,8 @@ class OracleRanks:
     candidates: NDArray[np.int32]
 
 
-class ItemIds(Protocol):
-    """The part of hiertcn/items/index.py that turns item rows back into ids."""
-
-    def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the id of each item row."""
-
-
 def join_oracle(
-    folder: Path,
-    store: SessionColumns,
-    requests: Requests,
-    user_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
-    items: ItemIds,
+    folder: Path, store: SessionStore, requests: Requests, items: IdIndex
 ) -> OracleRanks:
     """Return the oracle's rank of every request.
 
@@ -57,7 +48,6 @@ def join_oracle(
         folder: folder with the oracle's parquet files, at any depth.
         store: the session store that the requests point into.
         requests: the requests.
-        user_ids: the store's user ids, by user.
         items: the item index that the session store was built with.
 
     Raises:
@@ -68,7 +58,7 @@ def join_oracle(
             f"the oracle folder {folder} holds no parquet file; expected what the simulator "
             "writes to its oracle/ folder"
         )
-    wanted = _wanted(store, requests, user_ids, items)
+    wanted = _wanted(store, requests, items)
     with duckdb.connect() as connection:
         connection.register("wanted", wanted)
         try:
@@ -95,18 +85,12 @@ def join_oracle(
     return _aligned(joined, len(requests))
 
 
-def _wanted(
-    store: SessionColumns,
-    requests: Requests,
-    user_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
-    items: ItemIds,
-) -> pa.Table:
-    users = user_ids if isinstance(user_ids, pa.Array | pa.ChunkedArray) else pa.array(user_ids)
+def _wanted(store: SessionStore, requests: Requests, items: IdIndex) -> pa.Table:
     return pa.table(
         {
             "request": pa.array(np.arange(len(requests), dtype=np.int64)),
-            USER_ID: users.take(pa.array(requests.user)).cast(pa.string()),
-            ITEM_ID: pa.array(items.ids(requests.target_row.astype(np.int64)), pa.string()),
+            USER_ID: store.user_ids.take(pa.array(requests.user)),
+            ITEM_ID: pa.array(items.ids(requests.target_row)),
             TIMESTAMP: pa.array(np.asarray(store.timestamps_us[requests.interaction])),
         }
     )

@@ -11,7 +11,11 @@ from hiertcn.evaluation.metrics import METRIC_NAMES, Metrics
 GROUPS: Final = ("ALL", "FIRST", "LATER")
 """All requests, the first interactions of their session, and the later ones."""
 
+LAST_POSITION: Final = 10
+"""The place in the session, from 1, that stands for itself and all later ones."""
+
 ORACLE: Final = "oracle"
+"""The name of the oracle's row."""
 
 
 @dataclass(frozen=True, kw_only=True)
