@@ -306,8 +306,9 @@ def _topic_cdf(topics: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _draw_from(rng: np.random.Generator, cdf: NDArray[np.float64]) -> NDArray[np.int64]:
-    drawn = (cdf < rng.random(len(cdf))[:, None]).sum(axis=1)
-    return np.minimum(drawn, cdf.shape[1] - 1).astype(np.int64)
+    # Rounding can leave the last value a little below 1, hence the minimum.
+    drawn: NDArray[np.int64] = (cdf < rng.random(len(cdf))[:, None]).sum(axis=1)
+    return np.minimum(drawn, cdf.shape[1] - 1)
 
 
 def _argmax_within(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.int64]:
