@@ -47,8 +47,8 @@ def gate_section(gate: GateDecision) -> Section:
         "Gate",
         paragraphs=(
             f"A release may serve if the {metric_title(gate.metric)} of {gate.challenger} is not "
-            f"worse than that of any baseline, and not worse than the serving release's by more than "
-            f"{gate.tolerance:.1%} of it.",
+            "worse than that of any baseline, and not worse than the serving release's by more "
+            f"than {gate.tolerance:.1%} of it.",
         ),
         tables=(
             Table(
@@ -115,8 +115,8 @@ def _protocol(evaluation: EvaluationResult) -> tuple[str, ...]:
         f"Each of {number(evaluation.requests)} interactions by {number(evaluation.users)} users "
         f"between {_time(evaluation.first_us)} and {_time(evaluation.last_us)} was predicted from "
         f"everything its user did before it, and ranked against {pool}. "
-        "A tie never helps a ranker, an item that a ranker does not know ranks last, and intervals "
-        "hold 95% of 1000 bootstrap samples of users."
+        "A tie never helps a ranker, an item that a ranker does not know ranks last, and the range "
+        "beside an MRR is its 95% bootstrap interval over users."
     ]
     if evaluation.single_candidate_pools:
         sentences.append(
