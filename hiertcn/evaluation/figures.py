@@ -3,7 +3,7 @@
 Matplotlib draws with placeholder colours that are then replaced by the page's CSS variables
 ``--ink``, ``--rule``, ``--paper`` and ``--series-1`` to ``--series-6``. Series differ by dash and
 marker too, so colour is never the only difference. Legends are the page's business: no text but
-numbers and axis labels goes through matplotlib, which costs about 0.1 s a chart.
+numbers and axis labels goes through matplotlib, which costs about 0.2 s a chart.
 """
 
 import io

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -34,6 +34,7 @@ def slow_rank(scores, target, is_candidate):
     return rank
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_ranks_equal_the_slow_reference(data):
     batch, count = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 7))
@@ -50,6 +51,7 @@ def test_ranks_equal_the_slow_reference(data):
     assert target_ranks(scores, target, everything).tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 20)), min_size=1, max_size=50))
 def test_metrics_equal_the_slow_reference(pairs):
     ranks = [rank for rank, _ in pairs]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.evaluation.stores import nested_users, store_of
 
 from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import MAX_REQUESTS_PER_CALL, build_requests
+from tests.evaluation.stores import nested_users, store_of
 
 
 def slow_requests(users, start_us, end_us):
@@ -16,9 +16,7 @@ def slow_requests(users, start_us, end_us):
             begins = session[0][1]
             for position, (item, _, _) in enumerate(session):
                 if start_us <= begins and (end_us is None or begins < end_us):
-                    expected.append(
-                        (user_index, session_index, interaction_index, position, item)
-                    )
+                    expected.append((user_index, session_index, interaction_index, position, item))
                 interaction_index += 1
             session_index += 1
     return expected
@@ -29,6 +27,7 @@ def rows_of(requests):
     return list(zip(*(getattr(requests, name).tolist() for name in columns), strict=True))
 
 
+@settings(deadline=None)
 @given(nested_users(), st.integers(0, 60), st.none() | st.integers(1, 60))
 def test_every_interaction_of_a_session_that_starts_in_the_range_is_asked(users, start, length):
     end = None if length is None else start + length
@@ -36,6 +35,7 @@ def test_every_interaction_of_a_session_that_starts_in_the_range_is_asked(users,
     assert rows_of(requests) == slow_requests(users, start, end)
 
 
+@settings(deadline=None)
 @given(nested_users())
 def test_input_is_what_the_user_did_before(users):
     store = store_of(users)
