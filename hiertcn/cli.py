@@ -1,0 +1,420 @@
+"""The ``hiertcn`` command: serve a release, ask it, feed it, simulate a log, manage releases.
+
+Every heavy import waits until its command runs, so ``--help`` and the client commands start in a
+fraction of a second. An error ends with one sentence on stderr and the exit code of its kind: 2
+for bad input, 3 for a part that cannot be reached.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from hiertcn import __version__
+from hiertcn.errors import HiertcnError, InputError
+
+if TYPE_CHECKING:
+    from hiertcn.release.repository import ReleaseRepository
+
+app: Final = typer.Typer(
+    help="Session-aware, real-time recommendations: from an event log to live endpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+releases_app: Final = typer.Typer(
+    help="List, show, activate, roll back and prune releases.", no_args_is_help=True
+)
+app.add_typer(releases_app, name="releases")
+
+Repository = Annotated[
+    Path,
+    typer.Option(
+        envvar="HIERTCN_REPOSITORY",
+        help="Folder of the release repository, or its triton_repo.",
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(envvar="HIERTCN_ADDRESS", help="host:port of the sidecar's gRPC door."),
+]
+TimeoutS = Annotated[
+    float, typer.Option("--timeout", help="Longest wait for an answer, in seconds.", min=0.01)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command; the entry point of the installed script."""
+    try:
+        app()
+    except HiertcnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    repository: Repository,
+    triton_url: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port of a running Triton's gRPC door, in explicit model-control mode and "
+            "on the repository's triton_repo.",
+            show_default="start one",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="gRPC port; 0 takes any free one.")] = 50051,
+    metrics_port: Annotated[
+        int, typer.Option(help="Prometheus port; 0 takes any free one, -1 serves no metrics.")
+    ] = 9464,
+    triton_grpc_port: Annotated[
+        int, typer.Option(help="gRPC port of the Triton that is started; 0 takes any free one.")
+    ] = 8001,
+    triton_http_port: Annotated[
+        int, typer.Option(help="HTTP port of the Triton that is started; 0 takes any free one.")
+    ] = 8000,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the event log, user records, recorded events and serving.json; one "
+            "sidecar each.",
+            show_default="<repository>/serving",
+        ),
+    ] = None,
+    model_deadline_ms: Annotated[
+        float,
+        typer.Option(
+            help="Longest wait for the models, in milliseconds, before a simpler ranking answers.",
+            min=1,
+        ),
+    ] = 200.0,
+    batch_delay_ms: Annotated[
+        float,
+        typer.Option(
+            help="Longest that a request waits for others to share a model call with, in "
+            "milliseconds.",
+            min=0,
+        ),
+    ] = 1.0,
+    journal_entries: Annotated[
+        int, typer.Option(help="Most interactions kept in one user's record.", min=1)
+    ] = 4096,
+) -> None:
+    """Start Triton and the sidecar, and serve until SIGTERM or Ctrl-C."""
+    from hiertcn.release.repository import ReleaseRepository
+    from hiertcn.serving.sidecar import SidecarOptions
+    from hiertcn.serving.supervisor import ServeOptions
+    from hiertcn.serving.supervisor import serve as serve_forever
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    root = ReleaseRepository(repository).root
+    serve_forever(
+        ServeOptions(
+            sidecar=SidecarOptions(
+                repository=root,
+                triton_url=triton_url or "",
+                state_dir=(state_dir or root / "serving").absolute(),
+                host=host,
+                port=port,
+                metrics_port=None if metrics_port == -1 else metrics_port,
+                model_deadline_s=model_deadline_ms / 1000,
+                batch_delay_s=batch_delay_ms / 1000,
+                journal_entries=journal_entries,
+            ),
+            triton_url=triton_url,
+            triton_grpc_port=triton_grpc_port,
+            triton_http_port=triton_http_port,
+        )
+    )
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    k: Annotated[int, typer.Option("-k", "--k", help="Items to return, 1 to 1000.")] = 10,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank this item id; repeat it.", show_default="the whole catalogue"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Never return this item id; repeat it.")
+    ] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(
+            help="Time of the request: microseconds since 1970-01-01 UTC, or RFC 3339.",
+            show_default="now",
+        ),
+    ] = None,
+    address: Address = "127.0.0.1:50051",
+    timeout_s: TimeoutS = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running sidecar for recommendations."""
+    from hiertcn.serving.client import RecommenderClient
+
+    timestamp_us = _time_us(timestamp, "--timestamp") if timestamp is not None else None
+    with RecommenderClient(address, timeout_s=timeout_s) as client:
+        found = client.recommend(
+            user,
+            k=k,
+            candidates=candidate or None,
+            exclude=exclude or (),
+            timestamp_us=timestamp_us,
+        )
+    if as_json:
+        _print_json(
+            {
+                "user_id": user,
+                "release": found.release,
+                "fallback": found.fallback,
+                "items": [item._asdict() for item in found.items],
+                "unknown_items": found.unknown_items,
+            }
+        )
+        return
+    _print_table(
+        f"{user}: release {found.release}{', fallback ranking' if found.fallback else ''}",
+        ["rank", "item", "score"],
+        [
+            [str(rank), item.item_id, f"{item.score:.4f}"]
+            for rank, item in enumerate(found.items, start=1)
+        ],
+    )
+    if found.unknown_items:
+        typer.echo(f"unknown to the release: {', '.join(found.unknown_items)}")
+
+
+@app.command()
+def record(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            help="JSON lines to record, - for stdin: user_id, item_id, and optionally timestamp "
+            "(or timestamp_us), event_type, idempotency_key.",
+            show_default=False,
+        ),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="User id of one interaction.")] = None,
+    item: Annotated[str | None, typer.Option(help="Item id of one interaction.")] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(
+            help="Its time: microseconds since 1970-01-01 UTC, or RFC 3339.", show_default="now"
+        ),
+    ] = None,
+    event_type: Annotated[str, typer.Option(help="Its type.", show_default="none")] = "",
+    address: Address = "127.0.0.1:50051",
+    timeout_s: TimeoutS = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Record interactions; when it returns they are on the sidecar's disk."""
+    from hiertcn.serving.client import Interaction, RecommenderClient
+    from hiertcn.serving.interactions_file import read_interactions
+
+    if (file is None) == (user is None and item is None):
+        raise InputError("give either FILE or --user and --item; expected exactly one of the two")
+    if file is None and (user is None or item is None):
+        raise InputError("--user and --item belong together; one of them is missing")
+    accepted = duplicates = late = 0
+    unknown: dict[str, None] = {}
+    with RecommenderClient(address, timeout_s=timeout_s) as client:
+        if file is not None:
+            batches = read_interactions(file)
+        else:
+            time_us = _time_us(timestamp, "--timestamp") if timestamp is not None else None
+            batches = iter([[Interaction(user or "", item or "", time_us, event_type=event_type)]])
+        for batch in batches:
+            result = client.record(batch)
+            accepted += result.accepted
+            duplicates += result.duplicates
+            late += result.late
+            unknown.update(dict.fromkeys(result.unknown_items))
+    if as_json:
+        _print_json(
+            {
+                "accepted": accepted,
+                "duplicates": duplicates,
+                "late": late,
+                "unknown_items": list(unknown),
+            }
+        )
+        return
+    typer.echo(
+        f"accepted {accepted}, duplicates {duplicates}, of the accepted late {late}, "
+        f"unknown items {len(unknown)}"
+    )
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="Folder to write; replaced if it exists.")],
+    users: Annotated[int, typer.Option(help="Users.")] = 20_000,
+    items: Annotated[int, typer.Option(help="Items.")] = 2_000,
+    days: Annotated[int, typer.Option(help="Length of the log, in days.")] = 30,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal logs.")] = 0,
+    start_date: Annotated[str, typer.Option(help="First day, YYYY-MM-DD in UTC.")] = "2026-01-01",
+    topics: Annotated[int, typer.Option(help="Latent topics, at most the items.")] = 24,
+) -> None:
+    """Write a simulated event log with the statistics of the HierTCN paper's Table 1."""
+    from hiertcn.events.simulate import SimulationOptions
+    from hiertcn.events.simulate import simulate as write_log
+
+    summary = write_log(
+        output,
+        SimulationOptions(
+            users=users, items=items, days=days, seed=seed, start_date=start_date, topics=topics
+        ),
+    )
+    typer.echo(
+        f"wrote {summary.events} events of {summary.users} users and {summary.items} items "
+        f"to {output}"
+    )
+
+
+@releases_app.command("list")
+def list_releases(repository: Repository, as_json: AsJson = False) -> None:
+    """List the complete releases of a repository, newest first."""
+    found = list(reversed(_opened(repository).releases()))
+    if as_json:
+        _print_json(
+            [
+                {
+                    "release": info.number,
+                    "current": info.is_current,
+                    "previous": info.is_previous,
+                    "created": _rfc3339(info.created_us),
+                    "watermark": _rfc3339(info.watermark_us),
+                    "parent": info.parent,
+                    "bytes": info.bytes,
+                    "metrics": dict(info.metrics),
+                }
+                for info in found
+            ]
+        )
+        return
+    _print_table(
+        str(_opened(repository).root),
+        ["release", "", "created", "watermark", "parent", "MiB"],
+        [
+            [
+                str(info.number),
+                "current" if info.is_current else "previous" if info.is_previous else "",
+                _rfc3339(info.created_us),
+                _rfc3339(info.watermark_us),
+                str(info.parent or ""),
+                f"{info.bytes / (1 << 20):.1f}",
+            ]
+            for info in found
+        ],
+    )
+
+
+@releases_app.command("show")
+def show_release(
+    release: Annotated[int, typer.Argument(help="Release number, YYYYMMDDNN.")],
+    repository: Repository,
+) -> None:
+    """Print a release's manifest, files left out, as JSON."""
+    manifest = _opened(repository).manifest(release)
+    _print_json(
+        {
+            "release": manifest.release,
+            "created": _rfc3339(manifest.created_us),
+            "watermark": _rfc3339(manifest.watermark_us),
+            "parent": manifest.parent,
+            "settings": dict(manifest.settings),
+            "metrics": dict(manifest.metrics),
+            "files": len(manifest.files),
+            "bytes": manifest.total_bytes,
+        }
+    )
+
+
+@releases_app.command("activate")
+def activate_release(
+    release: Annotated[int, typer.Argument(help="Release number, YYYYMMDDNN.")],
+    repository: Repository,
+) -> None:
+    """Verify a release and point at it; running sidecars follow within seconds."""
+    _opened(repository).activate(release)
+    typer.echo(f"release {release} is current")
+
+
+@releases_app.command("rollback")
+def roll_back_release(repository: Repository) -> None:
+    """Point back at the previous release; running sidecars follow within seconds."""
+    typer.echo(f"release {_opened(repository).roll_back()} is current")
+
+
+@releases_app.command("prune")
+def prune_releases(
+    repository: Repository,
+    keep: Annotated[
+        int, typer.Option(help="Newest releases to keep, besides the current and previous.", min=1)
+    ] = 5,
+) -> None:
+    """Remove old releases."""
+    removed = _opened(repository).prune(keep)
+    typer.echo(f"removed {', '.join(map(str, removed)) or 'nothing'}")
+
+
+def _opened(path: Path) -> "ReleaseRepository":
+    from hiertcn.release.repository import ReleaseRepository
+
+    repository = ReleaseRepository(path)
+    if not repository.root.is_dir():
+        raise InputError(
+            f"--repository {repository.root} does not exist; expected a release repository"
+        )
+    return repository
+
+
+def _time_us(text: str, field: str) -> int:
+    from hiertcn.serving.interactions_file import time_us
+
+    return time_us(text, field)
+
+
+def _rfc3339(timestamp_us: int) -> str:
+    import datetime
+
+    when = datetime.datetime.fromtimestamp(timestamp_us / 1e6, tz=datetime.UTC)
+    return when.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Runs concurrent requests' model calls as one.
+
+A call that finds no other call of its kind under way leaves at the end of the event loop's turn,
+so a lone request waits for nothing; while one is under way, later ones gather for at most a
+millisecond. Triton groups only equal shapes, so sessions are padded to length buckets and each
+bucket gathers for itself. Everything runs on the event loop's thread; results come back in
+futures, an error goes to every request of its batch.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiertcn.errors import ServingError
+from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.tensors import (
+    GRU_STEP,
+    LENGTH_BUCKETS,
+    NEXT_STATE,
+    OUTPUTS,
+    SESSION_ITEMS,
+    SESSION_LENGTH,
+    SESSION_MEAN,
+    STATE,
+    TCN,
+    USER_EMBEDDING,
+    USER_STATE,
+    TensorSpec,
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAX_SENT: Final = LENGTH_BUCKETS[-1]
+
+
+class BatchQueue(Generic[Item, Result]):
+    """Gathers items of equal keys and runs each gathering once.
+
+    Args:
+        run: runs the items of one key; returns one result for each.
+        max_batch: items at which a gathering leaves at once.
+        max_delay_s: longest an item waits, in seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Hashable, list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_batch: int,
+        max_delay_s: float,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._max_delay_s = max_delay_s
+        self._waiting: dict[Hashable, list[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._timers: dict[Hashable, asyncio.Handle] = {}
+        self._under_way: dict[Hashable, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, key: Hashable, item: Item) -> "asyncio.Future[Result]":
+        """Queue an item; the future gives its result."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((item, future))
+        if len(waiting) >= self._max_batch:
+            self._leave(key)
+        elif len(waiting) == 1:
+            self._timers[key] = (
+                loop.call_later(self._max_delay_s, self._leave, key)
+                if self._under_way.get(key)
+                else loop.call_soon(self._leave, key)
+            )
+        return future
+
+    def _leave(self, key: Hashable) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        batch = self._waiting.pop(key, None)
+        if batch:
+            task = asyncio.ensure_future(self._run_batch(key, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run_batch(
+        self, key: Hashable, batch: list[tuple[Item, "asyncio.Future[Result]"]]
+    ) -> None:
+        self._under_way[key] = self._under_way.get(key, 0) + 1
+        try:
+            results = await self._run(key, [item for item, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        finally:
+            left = self._under_way[key] - 1
+            if left:
+                self._under_way[key] = left
+            else:
+                del self._under_way[key]
+
+
+class ModelBatcher:
+    """The two served models, batched over concurrent requests.
+
+    Args:
+        inference: the connection to Triton.
+        metrics: where batch sizes and times are counted.
+        max_batch: most requests in one call.
+        max_delay_s: longest a request waits for others, in seconds.
+        deadline_s: longest one call may take, in seconds.
+    """
+
+    def __init__(
+        self,
+        inference: TritonInference,
+        metrics: Metrics,
+        *,
+        max_batch: int = 64,
+        max_delay_s: float = 0.001,
+        deadline_s: float = 0.2,
+    ) -> None:
+        self._inference = inference
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._tcn: BatchQueue[
+            tuple[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]
+        ] = BatchQueue(self._run_tcn, max_batch=max_batch, max_delay_s=max_delay_s)
+        self._gru: BatchQueue[
+            tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]
+        ] = BatchQueue(self._run_gru, max_batch=max_batch, max_delay_s=max_delay_s)
+
+    def user_embedding(
+        self,
+        release: ServingRelease,
+        session_rows: NDArray[np.int32],
+        user_state: NDArray[np.float32],
+    ) -> "asyncio.Future[NDArray[np.float32]]":
+        """The dynamic user embedding (HierTCN Eq. 11), float32 ``[dim]``.
+
+        Args:
+            release: the release whose model and vectors to use.
+            session_rows: int32 ``[length]``, the open session's items, oldest first; only the
+                newest 128 are sent, which covers the TCN's receptive field.
+            user_state: float32 ``[hidden]``, top layer of the state before this session.
+
+        The future raises ServingError if Triton does not answer in time.
+        """
+        sent = session_rows[-_MAX_SENT:]
+        return self._tcn.submit((release, length_bucket(len(sent))), (sent, user_state))
+
+    def next_state(
+        self,
+        release: ServingRelease,
+        state: NDArray[np.float32],
+        session_mean: NDArray[np.float32],
+    ) -> "asyncio.Future[NDArray[np.float32]]":
+        """The state after a closed session (HierTCN Eq. 10), float32 ``[layers, hidden]``.
+
+        Args:
+            release: the release whose model to use.
+            state: float32 ``[layers, hidden]``.
+            session_mean: float32 ``[dim]``, mean vector of the session's items.
+
+        The future raises ServingError if Triton does not answer in time.
+        """
+        return self._gru.submit(release, (state, session_mean))
+
+    async def warm(self, release: ServingRelease, *, timeout_s: float = 60.0) -> None:
+        """Run every length bucket and the GRU once, so no user pays for a first execution.
+
+        Raises:
+            ServingError: Triton does not run a model of the release.
+        """
+        layers, hidden = release.start_state.shape
+        for length in LENGTH_BUCKETS:
+            for batch in (1, 8):
+                await self._inference.run(
+                    TCN,
+                    release.number,
+                    (
+                        (SESSION_ITEMS, np.zeros((batch, length, release.dim), np.float32)),
+                        (SESSION_LENGTH, np.full((batch, 1), length, np.int32)),
+                        (USER_STATE, np.zeros((batch, hidden), np.float32)),
+                    ),
+                    USER_EMBEDDING,
+                    timeout_s=timeout_s,
+                )
+        await self._inference.run(
+            GRU_STEP,
+            release.number,
+            (
+                (STATE, np.zeros((1, layers, hidden), np.float32)),
+                (SESSION_MEAN, np.zeros((1, release.dim), np.float32)),
+            ),
+            NEXT_STATE,
+            timeout_s=timeout_s,
+        )
+
+    async def _run_tcn(
+        self, key: Hashable, batch: list[tuple[NDArray[np.int32], NDArray[np.float32]]]
+    ) -> Sequence[NDArray[np.float32]]:
+        assert isinstance(key, tuple)
+        release, length = key
+        session_items = np.zeros((len(batch), length, release.dim), np.float32)
+        lengths = np.fromiter((len(rows) for rows, _ in batch), np.int32, len(batch))
+        if lengths.any():
+            # One gather for the whole batch; the model wants the newest item first.
+            newest_first = np.concatenate([rows[::-1] for rows, _ in batch])
+            real = np.arange(length) < lengths[:, None]
+            session_items[real] = release.table.gather(newest_first)
+        return await self._timed(
+            TCN,
+            release,
+            (
+                (SESSION_ITEMS, session_items),
+                (SESSION_LENGTH, lengths[:, None]),
+                (USER_STATE, np.stack([state for _, state in batch])),
+            ),
+        )
+
+    async def _run_gru(
+        self, key: Hashable, batch: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> Sequence[NDArray[np.float32]]:
+        assert isinstance(key, ServingRelease)
+        return await self._timed(
+            GRU_STEP,
+            key,
+            (
+                (STATE, np.stack([state for state, _ in batch])),
+                (SESSION_MEAN, np.stack([mean for _, mean in batch])),
+            ),
+        )
+
+    async def _timed(
+        self, model: str, release: ServingRelease, inputs: Sequence[tuple[TensorSpec, NDArray[Any]]]
+    ) -> Sequence[NDArray[np.float32]]:
+        output = OUTPUTS[model][0]
+        began = time.perf_counter()
+        try:
+            result: NDArray[np.float32] = await self._inference.run(
+                model, release.number, inputs, output, timeout_s=self._deadline_s
+            )
+        except ServingError:
+            self._metrics.model_errors.labels(model).inc()
+            raise
+        self._metrics.model_seconds.labels(model).observe(time.perf_counter() - began)
+        self._metrics.model_batch.labels(model).observe(len(result))
+        return list(result)
+
+
+def length_bucket(length: int) -> int:
+    """The padded length of a session of ``length`` items (at most the largest bucket)."""
+    return next(bucket for bucket in LENGTH_BUCKETS if length <= bucket)

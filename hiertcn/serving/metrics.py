@@ -1,0 +1,140 @@
+"""The sidecar's Prometheus metrics, in a registry of their own so that tests can run several."""
+
+from threading import Thread
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from hiertcn.errors import InputError
+
+_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
+)  # fmt: skip
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counters, gauges and histograms of one sidecar; seconds and counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "hiertcn_requests",
+            "Requests answered, by method and gRPC status.",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "hiertcn_request_seconds",
+            "Time from a request's arrival to its reply, by method.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.model_seconds = Histogram(
+            "hiertcn_model_seconds",
+            "Time of one batched call to Triton, by model.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.model_batch = Histogram(
+            "hiertcn_model_batch",
+            "Requests in one batched call to Triton, by model.",
+            ["model"],
+            buckets=_BATCH,
+            registry=self.registry,
+        )
+        self.model_errors = Counter(
+            "hiertcn_model_errors",
+            "Batched calls to Triton that failed or ran past their deadline, by model.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.commit_seconds = Histogram(
+            "hiertcn_commit_seconds",
+            "Time to make one group of interactions durable and apply it.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.commit_batch = Histogram(
+            "hiertcn_commit_batch",
+            "Interactions in one group commit.",
+            buckets=_BATCH,
+            registry=self.registry,
+        )
+        self.interactions = Counter(
+            "hiertcn_interactions",
+            "Interactions received, by what became of them (accepted, duplicate, late).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.unknown_items = Counter(
+            "hiertcn_unknown_items",
+            "Item ids that the serving release does not know, by method.",
+            ["method"],
+            registry=self.registry,
+        )
+        self.fallbacks = Counter(
+            "hiertcn_fallbacks",
+            "Recommendations ranked without the model, by ranking (session, popularity).",
+            ["ranking"],
+            registry=self.registry,
+        )
+        self.sessions_folded = Counter(
+            "hiertcn_sessions_folded",
+            "Closed sessions pushed through the GRU.",
+            registry=self.registry,
+        )
+        self.rebuilds = Counter(
+            "hiertcn_rebuilds",
+            "User records rebuilt from a snapshot and the journal.",
+            registry=self.registry,
+        )
+        self.release = Gauge(
+            "hiertcn_release", "The release that is served.", registry=self.registry
+        )
+        self.activations = Counter(
+            "hiertcn_activations",
+            "Releases activated or refused, by result (served, refused).",
+            ["result"],
+            registry=self.registry,
+        )
+        self.log_bytes = Gauge(
+            "hiertcn_log_bytes", "Bytes in the event log's open segment.", registry=self.registry
+        )
+
+    def serve(self, host: str, port: int) -> "MetricsServer":
+        """Answer ``GET /metrics`` on a thread of its own; port 0 takes any free one.
+
+        Raises:
+            InputError: the port is in use.
+        """
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise InputError(
+                f"--metrics-port {port} on {host} cannot be used ({error.strerror}); stop what "
+                "holds it or give another"
+            ) from error
+        return MetricsServer(server, thread)
+
+
+class MetricsServer:
+    """The running metrics endpoint."""
+
+    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        """The port bound."""
+        return int(self._server.server_port)
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,286 @@
+"""The binary record of one user: what the store holds under the user's key.
+
+A record is a cache (hidden state, under the release that computed it) and a truth (the journal:
+the user's interactions since the oldest live snapshot), so any release's state can be recomputed
+from it and that release's snapshot. Little-endian, self-checked by CRC-32, one `bytes` per user:
+64 bytes, 4 bytes a state coordinate (2 KB at 4 layers of 128), 12 an interaction that the
+snapshot left open, 23 plus its id's text a journal entry. Decoding copies nothing but what is
+asked for. It holds no user id: keys are digests, so an erased user leaves no name behind.
+"""
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiertcn.errors import HiertcnError
+
+NEVER_US: Final = int(np.iinfo(np.int64).min)
+"""A time before every time: nothing folded, nothing erased, nothing trimmed."""
+
+NO_RELEASE: Final = 0
+"""``UserRecord.release`` of a record whose state must be rebuilt before it is used."""
+
+_FORMAT: Final = 1
+_HEADER: Final = struct.Struct("<IBxHHHqqqqqIIII")
+_CRC_BYTES: Final = 4
+_LATE: Final = 1
+
+
+class CorruptRecordError(HiertcnError):
+    """A stored record fails its checksum or has another format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """A user's interactions, by time and, within one time, in the order of arrival.
+
+    Attributes:
+        timestamps_us: int64 ``[n]``, ascending.
+        item_rows: int32 ``[n]``, rows of the record's release, -1 where it lacks the item.
+        late: bool ``[n]``: arrived after the state had passed their time, so never folded.
+        keys: uint64 ``[n]``: hash of the caller's idempotency key, 0 where none was given.
+        id_offsets: int64 ``[n + 1]`` into ``id_text``.
+        id_text: the item ids in UTF-8, concatenated.
+    """
+
+    timestamps_us: NDArray[np.int64]
+    item_rows: NDArray[np.int32]
+    late: NDArray[np.bool_]
+    keys: NDArray[np.uint64]
+    id_offsets: NDArray[np.int64]
+    id_text: bytes
+
+    def __len__(self) -> int:
+        return len(self.timestamps_us)
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """The item ids ``[n]``."""
+        return [self._id_at(index).decode() for index in range(len(self))]
+
+    def contains(self, item_id: str, timestamp_us: int, key: int) -> bool:
+        """Whether the journal holds this item at this time, or (unless 0) this key."""
+        if key and key in self.keys:
+            return True
+        first, last = np.searchsorted(self.timestamps_us, [timestamp_us, timestamp_us + 1])
+        wanted = item_id.encode()
+        return any(self._id_at(index) == wanted for index in range(int(first), int(last)))
+
+    def inserted(
+        self, item_id: str, item_row: int, timestamp_us: int, *, late: bool, key: int
+    ) -> "Journal":
+        """The journal with one more entry, after those of the same time."""
+        at = int(np.searchsorted(self.timestamps_us, timestamp_us, side="right"))
+        text = item_id.encode()
+        place = int(self.id_offsets[at])
+        offsets = np.insert(self.id_offsets, at, place)
+        offsets[at + 1 :] += len(text)
+        return Journal(
+            timestamps_us=np.insert(self.timestamps_us, at, timestamp_us),
+            item_rows=np.insert(self.item_rows, at, item_row),
+            late=np.insert(self.late, at, late),
+            keys=np.insert(self.keys, at, np.uint64(key)),
+            id_offsets=offsets,
+            id_text=self.id_text[:place] + text + self.id_text[place:],
+        )
+
+    def without_first(self, count: int) -> "Journal":
+        """The journal without its ``count`` oldest entries."""
+        return Journal(
+            timestamps_us=self.timestamps_us[count:],
+            item_rows=self.item_rows[count:],
+            late=self.late[count:],
+            keys=self.keys[count:],
+            id_offsets=self.id_offsets[count:] - self.id_offsets[count],
+            id_text=self.id_text[int(self.id_offsets[count]) :],
+        )
+
+    def with_rows(self, item_rows: NDArray[np.int32]) -> "Journal":
+        """The journal with its items' rows ``[n]`` in another release."""
+        return replace(self, item_rows=item_rows)
+
+    def _id_at(self, index: int) -> bytes:
+        return self.id_text[int(self.id_offsets[index]) : int(self.id_offsets[index + 1])]
+
+
+EMPTY_JOURNAL: Final = Journal(
+    timestamps_us=np.empty(0, np.int64),
+    item_rows=np.empty(0, np.int32),
+    late=np.empty(0, np.bool_),
+    keys=np.empty(0, np.uint64),
+    id_offsets=np.zeros(1, np.int64),
+    id_text=b"",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserRecord:
+    """Everything the sidecar keeps of one user. Times are int64 microseconds since the epoch.
+
+    Attributes:
+        release: the release that ``state`` and all item rows belong to, or ``NO_RELEASE``.
+        revision: grows with every write; a fold is kept only if nothing was written meanwhile.
+        watermark_us: the event time up to which the release's snapshot has seen the log.
+        folded_until_us: time of the last interaction folded into ``state``, or ``NEVER_US``.
+        trimmed_until_us: newest time among entries that the journal's bound pushed out.
+        erased_us: when the user was deleted; snapshots up to then are not read, or ``NEVER_US``.
+        state: float32 ``[layers, hidden]``.
+        open_item_rows: int32 ``[m]``, the session that was open at the snapshot's watermark.
+        open_timestamps_us: int64 ``[m]``.
+        journal: the interactions recorded since the oldest live snapshot.
+    """
+
+    release: int
+    revision: int
+    watermark_us: int
+    folded_until_us: int
+    trimmed_until_us: int
+    erased_us: int
+    state: NDArray[np.float32]
+    open_item_rows: NDArray[np.int32]
+    open_timestamps_us: NDArray[np.int64]
+    journal: Journal
+
+
+def user_key(user_id: str) -> bytes:
+    """The store's key of a user: a 16-byte BLAKE2b digest, so ids of any length fit."""
+    return hashlib.blake2b(user_id.encode(), digest_size=16).digest()
+
+
+def idempotency_hash(key: str) -> int:
+    """A caller's idempotency key as a non-zero 64-bit number; 0 for the empty key."""
+    if not key:
+        return 0
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1
+
+
+def new_record(state: NDArray[np.float32]) -> UserRecord:
+    """The record of a user of whom nothing is known, to be rebuilt before use."""
+    return UserRecord(
+        release=NO_RELEASE,
+        revision=0,
+        watermark_us=NEVER_US,
+        folded_until_us=NEVER_US,
+        trimmed_until_us=NEVER_US,
+        erased_us=NEVER_US,
+        state=state,
+        open_item_rows=np.empty(0, np.int32),
+        open_timestamps_us=np.empty(0, np.int64),
+        journal=EMPTY_JOURNAL,
+    )
+
+
+def encode(record: UserRecord) -> bytes:
+    """The record as bytes."""
+    journal = record.journal
+    layers, hidden = record.state.shape
+    header = _HEADER.pack(
+        0,
+        _FORMAT,
+        layers,
+        hidden,
+        0,
+        record.release,
+        record.watermark_us,
+        record.folded_until_us,
+        record.trimmed_until_us,
+        record.erased_us,
+        record.revision & 0xFFFFFFFF,
+        len(record.open_item_rows),
+        len(journal),
+        len(journal.id_text),
+    )
+    body = b"".join(
+        (
+            header[_CRC_BYTES:],
+            record.state.astype("<f4", copy=False).tobytes(),
+            record.open_timestamps_us.astype("<i8", copy=False).tobytes(),
+            record.open_item_rows.astype("<i4", copy=False).tobytes(),
+            journal.timestamps_us.astype("<i8", copy=False).tobytes(),
+            journal.keys.astype("<u8", copy=False).tobytes(),
+            journal.item_rows.astype("<i4", copy=False).tobytes(),
+            np.diff(journal.id_offsets).astype("<u2").tobytes(),
+            (journal.late * np.uint8(_LATE)).astype(np.uint8).tobytes(),
+            journal.id_text,
+        )
+    )
+    return struct.pack("<I", zlib.crc32(body)) + body
+
+
+def decode(stored: bytes) -> UserRecord:
+    """The record of :func:`encode`'s bytes; its arrays are read-only views into them.
+
+    Raises:
+        CorruptRecordError: the bytes fail their checksum or are of another format.
+    """
+    if len(stored) < _HEADER.size:
+        raise CorruptRecordError(f"a user record of {len(stored)} bytes is cut off")
+    (
+        crc,
+        version,
+        layers,
+        hidden,
+        _,
+        release,
+        watermark_us,
+        folded_until_us,
+        trimmed_until_us,
+        erased_us,
+        revision,
+        opened,
+        entries,
+        text_bytes,
+    ) = _HEADER.unpack_from(stored)
+    if zlib.crc32(memoryview(stored)[_CRC_BYTES:]) != crc:
+        raise CorruptRecordError(f"a user record of {len(stored)} bytes fails its checksum")
+    if version != _FORMAT:
+        raise CorruptRecordError(f"a user record has format {version}; expected {_FORMAT}")
+    at = _HEADER.size
+    state = np.frombuffer(stored, "<f4", layers * hidden, at).reshape(layers, hidden)
+    at += state.nbytes
+    open_timestamps_us = np.frombuffer(stored, "<i8", opened, at)
+    at += open_timestamps_us.nbytes
+    open_item_rows = np.frombuffer(stored, "<i4", opened, at)
+    at += open_item_rows.nbytes
+    journal = _decode_journal(stored, at, entries, text_bytes) if entries else EMPTY_JOURNAL
+    return UserRecord(
+        release=release,
+        revision=revision,
+        watermark_us=watermark_us,
+        folded_until_us=folded_until_us,
+        trimmed_until_us=trimmed_until_us,
+        erased_us=erased_us,
+        state=state,
+        open_item_rows=open_item_rows,
+        open_timestamps_us=open_timestamps_us,
+        journal=journal,
+    )
+
+
+def _decode_journal(stored: bytes, at: int, entries: int, text_bytes: int) -> Journal:
+    timestamps_us = np.frombuffer(stored, "<i8", entries, at)
+    at += timestamps_us.nbytes
+    keys = np.frombuffer(stored, "<u8", entries, at)
+    at += keys.nbytes
+    item_rows = np.frombuffer(stored, "<i4", entries, at)
+    at += item_rows.nbytes
+    lengths = np.frombuffer(stored, "<u2", entries, at)
+    at += lengths.nbytes
+    flags = np.frombuffer(stored, np.uint8, entries, at)
+    at += flags.nbytes
+    id_offsets = np.zeros(entries + 1, np.int64)
+    np.cumsum(lengths, out=id_offsets[1:])
+    return Journal(
+        timestamps_us=timestamps_us,
+        item_rows=item_rows,
+        late=(flags & _LATE).astype(np.bool_),
+        keys=keys,
+        id_offsets=id_offsets,
+        id_text=stored[at : at + text_bytes],
+    )

@@ -1,0 +1,117 @@
+"""A release opened for serving: everything that one reply is computed from, as one object.
+
+A request takes the object once and uses nothing else, so no reply ever mixes two releases.
+Opening maps files and costs milliseconds at any size; the files stay mapped, even if the release
+is pruned, until the last request that holds the object ends.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiertcn.errors import InputError, ReleaseError
+from hiertcn.items.index import IdIndex
+from hiertcn.items.neighbors import NeighborIndex
+from hiertcn.items.table import ItemTable
+from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.snapshot import StateSnapshot, UserSnapshot
+
+_POPULAR_ROWS: Final = 12_000
+"""Enough for the largest k after the largest list of exclusions."""
+
+
+class ServingRelease:
+    """The mapped parts of one release.
+
+    Attributes:
+        number: the release number, and the version of its models in Triton.
+        table: item vectors ``[items, dim]``.
+        items: index from item id to row.
+        neighbors: nearest-neighbour index over the table.
+        snapshot: user states at the watermark.
+        start_state: float32 ``[layers, hidden]``.
+        popularity: float32 ``[items]``.
+        popular_rows: int64, rows by falling popularity, at most 12,000.
+        gap_us: idle time that closes a session.
+        watermark_us: event time up to which the snapshot has seen the log.
+        in_flight: requests that hold the release.
+    """
+
+    def __init__(self, repository: ReleaseRepository, number: int) -> None:
+        """Map the release's parts.
+
+        Raises:
+            ReleaseError: a part is missing, unreadable, or its shape contradicts another's.
+        """
+        path = repository.path(number)
+        settings = repository.manifest(number).settings
+        self.number = number
+        try:
+            self.items = IdIndex.open(path / "item_index")
+            self.table = ItemTable.open(path / "item_table")
+            self.neighbors = NeighborIndex.open(path / "neighbor_index", self.table)
+            self.snapshot = StateSnapshot.open(path / "user_states")
+            self.start_state: NDArray[np.float32] = np.load(
+                path / "start_state.npy", allow_pickle=False
+            )
+            self.popularity: NDArray[np.float32] = np.load(
+                path / "popularity.npy", allow_pickle=False
+            )
+        except ReleaseError:
+            raise
+        except (InputError, OSError, ValueError) as error:
+            raise ReleaseError(f"release {number} cannot be served: {error}") from error
+        self.gap_us = self.snapshot.gap_us
+        self.watermark_us = self.snapshot.watermark_us
+        self.in_flight = 0
+        self._check_shapes(settings.get("dim"))
+        count = min(_POPULAR_ROWS, len(self.popularity))
+        self.popular_rows: NDArray[np.int64] = np.argsort(-self.popularity, kind="stable")[:count]
+
+    @property
+    def dim(self) -> int:
+        """Length of an item vector."""
+        return self.table.dim
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["ServingRelease"]:
+        """Count a request that uses this release, so its models are not unloaded under it."""
+        self.in_flight += 1
+        try:
+            yield self
+        finally:
+            self.in_flight -= 1
+
+    def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the items, -1 where unknown."""
+        if not item_ids:
+            return np.empty(0, np.int64)
+        return self.items.rows(item_ids)
+
+    def user_snapshot(self, user_id: str) -> UserSnapshot | None:
+        """What the snapshot knows of the user, None for an unknown user."""
+        return self.snapshot.lookup(user_id)
+
+    def _check_shapes(self, dim: int | None) -> None:
+        layers, hidden = self.start_state.shape if self.start_state.ndim == 2 else (0, 0)
+        facts = (
+            ("rows of item_table", len(self.table), "ids of item_index", len(self.items)),
+            (
+                "length of popularity.npy",
+                len(self.popularity),
+                "ids of item_index",
+                len(self.items),
+            ),
+            ("dim of item_table", self.table.dim, "dim in the manifest", dim or self.table.dim),
+            ("layers of user_states", self.snapshot.layers, "layers of start_state.npy", layers),
+            ("hidden of user_states", self.snapshot.hidden, "hidden of start_state.npy", hidden),
+        )
+        for name, value, other, expected in facts:
+            if value != expected:
+                raise ReleaseError(
+                    f"release {self.number} does not fit together: {name} is {value} but {other} "
+                    f"is {expected}; publish it again"
+                )

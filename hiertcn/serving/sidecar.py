@@ -1,0 +1,263 @@
+"""The sidecar: a gRPC server over the engine, and the order in which its parts start and stop.
+
+Starting binds the ports first, so a port in use is said before anything is loaded, then opens
+store and log, attaches the current release, replays what the log holds beyond the store, and only
+then answers. Health says SERVING exactly while a release is active. Stopping lets requests in
+flight finish, then seals the log and rolls it into parquet. One process, one event loop; one
+thread writes. Triton is someone else's to start (``supervisor.py``).
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hiertcn.errors import InputError
+from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.activation import Activation
+from hiertcn.serving.batching import ModelBatcher
+from hiertcn.serving.engine import Engine
+from hiertcn.serving.event_log import EventLog
+from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.servicers import (
+    RECOMMENDER,
+    RELEASES,
+    RecommenderMethods,
+    ReleaseMethods,
+    service_handler,
+)
+from hiertcn.serving.store import RecordStore
+from hiertcn.serving.triton_models import TritonModels
+from hiertcn.serving.writer import RecordWriter
+
+_log = logging.getLogger(__name__)
+
+_MAX_MESSAGE_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidecarOptions:
+    """How a sidecar runs.
+
+    Attributes:
+        repository: the release repository's root, or its ``triton_repo``.
+        triton_url: ``host:port`` of Triton's gRPC door.
+        state_dir: folder of the log, the records and the exported events; one sidecar each.
+        host: address to listen on.
+        port: gRPC port; 0 takes any free one.
+        metrics_port: Prometheus port; 0 takes any free one, None serves no metrics.
+        model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
+        batch_delay_s: longest that a request waits for others to share a call with, in seconds.
+        max_batch: most requests in one call to Triton.
+        journal_entries: most interactions kept in a user's record.
+        segment_bytes: size at which a log segment is sealed and rolled into parquet.
+        segment_age_s: age in seconds at which it is.
+        drain_s: longest that stopping waits for requests in flight, in seconds.
+    """
+
+    repository: Path
+    triton_url: str
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int | None = None
+    model_deadline_s: float = 0.2
+    batch_delay_s: float = 0.001
+    max_batch: int = 64
+    journal_entries: int = 4096
+    segment_bytes: int = 64 << 20
+    segment_age_s: float = 3600.0
+    drain_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise InputError(f"{name} is {value}; expected 0 to 65535")
+        for name in ("model_deadline_s", "max_batch", "journal_entries", "segment_bytes"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise InputError(f"{name} is {value}; expected more than 0")
+        for name in ("batch_delay_s", "drain_s"):
+            value = getattr(self, name)
+            if not 0 <= value <= 60:
+                raise InputError(f"{name} is {value}; expected 0 to 60 seconds")
+
+
+class Sidecar:
+    """A sidecar on the running event loop; start it, serve, stop it.
+
+    Attributes (once started):
+        port: the gRPC port bound.
+        metrics_port: the Prometheus port bound, or None.
+        metrics: the counters.
+    """
+
+    def __init__(self, options: SidecarOptions) -> None:
+        self._options = options
+        self._parts = contextlib.AsyncExitStack()
+        self._activation: Activation | None = None
+        self.metrics = Metrics()
+        self.port = options.port
+        self.metrics_port = options.metrics_port
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for a client."""
+        return f"{self._options.host}:{self.port}"
+
+    @property
+    def release(self) -> int:
+        """The release that is served.
+
+        Raises:
+            ReleaseError: none is.
+        """
+        if self._activation is None:
+            raise InputError("the sidecar has not started; call start() first")
+        return self._activation.current.number
+
+    async def start(self) -> None:
+        """Start every part; on failure all that started is stopped again.
+
+        Raises:
+            InputError: a port is in use, the repository does not exist or has no current release
+                that can be served, the state folder is in use, or the log is damaged.
+            ServingError: Triton does not answer.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Drain, seal and export the log, and close everything."""
+        await self._parts.aclose()
+        _log.info("the sidecar on %s has stopped", self.address)
+
+    async def _start(self) -> None:
+        options = self._options
+        repository = ReleaseRepository(options.repository)
+        if not repository.root.is_dir():
+            raise InputError(
+                f"the release repository {repository.root} does not exist; publish a release "
+                "there with 'python -m pipelines run', or give another --repository"
+            )
+        server = self._bind()
+        if options.metrics_port is not None:
+            endpoint = self.metrics.serve(options.host, options.metrics_port)
+            self._parts.callback(endpoint.stop)
+            self.metrics_port = endpoint.port
+
+        store = RecordStore(options.state_dir / "store")
+        self._parts.callback(store.close)
+        log = EventLog.open(
+            options.state_dir / "log",
+            segment_bytes=options.segment_bytes,
+            segment_age_s=options.segment_age_s,
+        )
+        self._parts.callback(log.close)
+
+        inference = TritonInference(options.triton_url)
+        self._parts.push_async_callback(inference.close)
+        control = TritonModels(options.triton_url, repository.triton_repository)
+        self._parts.callback(control.close)
+        models = ModelBatcher(
+            inference,
+            self.metrics,
+            max_batch=options.max_batch,
+            max_delay_s=options.batch_delay_s,
+            deadline_s=options.model_deadline_s,
+        )
+        activation = Activation(
+            repository,
+            control,
+            inference,
+            models,
+            self.metrics,
+            journal_entries=options.journal_entries,
+        )
+        self._parts.callback(activation.close)
+        await activation.start()
+        self._activation = activation
+
+        writer = RecordWriter(
+            log,
+            store,
+            activation.current_with_bound,
+            options.state_dir / "events",
+            self.metrics,
+        )
+        replayed = await asyncio.to_thread(writer.replay)
+        if replayed:
+            _log.info("applied %d logged entries that the store lacked", replayed)
+        writer.start()
+        self._parts.push_async_callback(asyncio.to_thread, writer.stop)
+
+        engine = Engine(lambda: activation.current, store, writer, models, self.metrics)
+        self._parts.callback(engine.close)
+        watching = asyncio.create_task(activation.watch())
+        self._parts.push_async_callback(_cancelled, watching)
+        await self._answer(server, engine, repository, activation)
+        # What lives until the end need not be traversed by every later collection.
+        gc.collect()
+        gc.freeze()
+        _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
+
+    def _bind(self) -> Any:
+        options = self._options
+        server = grpc.aio.server(
+            options=[
+                # Without this two sidecars would share a port and each miss half the requests.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ]
+        )
+        try:
+            self.port = server.add_insecure_port(f"{options.host}:{options.port}")
+        except RuntimeError:
+            raise InputError(
+                f"--port {options.port} on {options.host} cannot be bound; stop what holds it or "
+                "give another"
+            ) from None
+        return server
+
+    async def _answer(
+        self,
+        server: Any,
+        engine: Engine,
+        repository: ReleaseRepository,
+        activation: Activation,
+    ) -> None:
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        server.add_generic_rpc_handlers(
+            (
+                service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics),
+                service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
+            )
+        )
+        reflection.enable_server_reflection(
+            (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        for name in ("", RECOMMENDER, RELEASES):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        self._parts.push_async_callback(server.stop, self._options.drain_s)
+        self._parts.push_async_callback(checks.enter_graceful_shutdown)
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,125 @@
+"""The rules a request must keep, and the sentence that names the field that breaks one."""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from hiertcn.errors import InputError
+from hiertcn.serving import recommender_pb2 as pb
+from hiertcn.serving.event_log import LoggedInteraction
+from hiertcn.serving.record import idempotency_hash
+
+DEFAULT_K: Final = 10
+MAX_K: Final = 1000
+MAX_LISTED_ITEMS: Final = 10_000
+MAX_INTERACTIONS: Final = 10_000
+MAX_ID_BYTES: Final = 512
+MAX_FUTURE_US: Final = 86_400_000_000
+
+
+def checked_user_id(user_id: str, field: str = "user_id") -> str:
+    """The id itself.
+
+    Raises:
+        InputError: it is empty or too long.
+    """
+    return _checked_text(user_id, field)
+
+
+def checked_k(request: pb.RecommendRequest) -> int:
+    """How many items are asked for.
+
+    Raises:
+        InputError: ``k`` is out of bounds.
+    """
+    k = request.k if request.HasField("k") else DEFAULT_K
+    if not 1 <= k <= MAX_K:
+        raise InputError(f"k is {k}; expected 1 to {MAX_K} items")
+    return k
+
+
+def checked_items(item_ids: Sequence[str], field: str) -> list[str]:
+    """The ids as a list.
+
+    Raises:
+        InputError: there are too many, or one is empty or too long.
+    """
+    if len(item_ids) > MAX_LISTED_ITEMS:
+        raise InputError(
+            f"{field} lists {len(item_ids)} items; expected at most {MAX_LISTED_ITEMS}, so split "
+            "the request"
+        )
+    items = list(item_ids)
+    # One pass in C over all ids; the slow one only runs to name the bad one.
+    if items and not (all(items) and max(map(len, items)) * 4 <= MAX_ID_BYTES):
+        for place, item in enumerate(items):
+            _checked_text(item, f"{field}[{place}]")
+    return items
+
+
+def checked_time_us(timestamp_us: int, field: str, now_us: int) -> int:
+    """The time, or now for 0.
+
+    Raises:
+        InputError: it is negative or more than a day in the future.
+    """
+    if timestamp_us == 0:
+        return now_us
+    if timestamp_us < 0:
+        raise InputError(
+            f"{field} is {timestamp_us}; expected microseconds since 1970-01-01 UTC, or 0 for now"
+        )
+    if timestamp_us > now_us + MAX_FUTURE_US:
+        raise InputError(
+            f"{field} is {timestamp_us}, more than one day in the future; expected microseconds "
+            f"since 1970-01-01 UTC (now is {now_us})"
+        )
+    return timestamp_us
+
+
+def checked_interactions(interactions: Sequence[pb.Interaction]) -> list[LoggedInteraction]:
+    """The interactions as the log takes them.
+
+    Raises:
+        InputError: there are none or too many, or one breaks a rule; its place is named.
+    """
+    if not interactions:
+        raise InputError("interactions is empty; expected at least one")
+    if len(interactions) > MAX_INTERACTIONS:
+        raise InputError(
+            f"interactions lists {len(interactions)}; expected at most {MAX_INTERACTIONS}, so "
+            "split the request"
+        )
+    now_us = wall_clock_us()
+    checked = []
+    for place, interaction in enumerate(interactions):
+        field = f"interactions[{place}]"
+        key = interaction.idempotency_key
+        kind = interaction.event_type
+        checked.append(
+            LoggedInteraction(
+                user_id=_checked_text(interaction.user_id, f"{field}.user_id"),
+                item_id=_checked_text(interaction.item_id, f"{field}.item_id"),
+                timestamp_us=checked_time_us(
+                    interaction.timestamp_us, f"{field}.timestamp_us", now_us
+                ),
+                received_us=now_us,
+                key=idempotency_hash(_checked_text(key, f"{field}.idempotency_key") if key else ""),
+                event_type=_checked_text(kind, f"{field}.event_type") if kind else "",
+            )
+        )
+    return checked
+
+
+def wall_clock_us() -> int:
+    """Now, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def _checked_text(text: str, field: str) -> str:
+    if not text:
+        raise InputError(f"{field} is empty; expected 1 to {MAX_ID_BYTES} bytes of text")
+    # Four bytes is the longest UTF-8 character, so short texts need no encoding to be measured.
+    if len(text) * 4 > MAX_ID_BYTES and (size := len(text.encode())) > MAX_ID_BYTES:
+        raise InputError(f"{field} has {size} bytes; expected at most {MAX_ID_BYTES}")
+    return text

@@ -1,0 +1,306 @@
+"""The one thread that writes: log first, then records, then the acknowledgement.
+
+Requests hand over entries and wait for a future. The thread takes all that has gathered, appends
+it to the event log with one fdatasync, applies it to the users' records in one store transaction
+that also commits the log position, and only then resolves the futures: an acknowledged
+interaction is durable and visible. Readers never wait for it.
+
+Should applying fail after the log took the entries, nothing is acknowledged, and the entries are
+applied from the log before anything newer; a caller's retry is then a duplicate. After a crash
+:meth:`RecordWriter.replay` does the same, so every logged entry is applied exactly once.
+
+Rotation, the parquet export and the dropping of segments that no live snapshot needs happen here
+too; the export runs on a thread of its own, so commits do not wait for it.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from hiertcn.errors import HiertcnError, ServingError
+from hiertcn.serving.event_export import export_parquet
+from hiertcn.serving.event_log import Entry, EventLog, LoggedDeletion, LoggedInteraction, Position
+from hiertcn.serving.fold import UNKNOWN_ROW, JournalBound, Outcome, rebuilt, recorded
+from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.record import NEVER_US, UserRecord, new_record, user_key
+from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.store import RecordStore
+
+_log = logging.getLogger(__name__)
+
+_REPLAY_ENTRIES: Final = 4096
+_MAX_GROUP: Final = 4096
+_IDLE_CHECK_S: Final = 5.0
+
+
+class Applied(NamedTuple):
+    """What became of one logged entry; ``known_item`` is false for items without a row."""
+
+    outcome: Outcome
+    known_item: bool
+
+
+@dataclass(frozen=True)
+class _Commit:
+    entries: Sequence[Entry]
+    future: "asyncio.Future[list[Applied]]"
+
+
+@dataclass(frozen=True)
+class _KeepFold:
+    key: bytes
+    base_revision: int | None
+    record: UserRecord
+
+
+_Job = _Commit | _KeepFold | None
+
+
+class RecordWriter:
+    """Owns the log and the store's writes.
+
+    Args:
+        log: the event log.
+        store: the user records.
+        current: gives the release that serves, and what journals may keep.
+        events: folder that sealed segments are rolled into.
+        metrics: where groups are counted.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: RecordStore,
+        current: Callable[[], tuple[ServingRelease, JournalBound]],
+        events: Path,
+        metrics: Metrics,
+    ) -> None:
+        self._event_log = log
+        self._store = store
+        self._current = current
+        self._events = events
+        self._metrics = metrics
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._behind = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exporter = ThreadPoolExecutor(1, thread_name_prefix="event-export")
+
+    def replay(self) -> int:
+        """Apply what the log holds beyond the store's position; return how many entries.
+
+        Raises:
+            InputError: a log segment is damaged.
+            ServingError: the store cannot be written.
+        """
+        replayed = 0
+        chunk: list[Entry] = []
+        position = self._store.applied
+        for end, entry in self._event_log.replay(self._store.applied):
+            position = end
+            chunk.append(entry)
+            if len(chunk) == _REPLAY_ENTRIES:
+                self._apply(chunk, position)
+                replayed += len(chunk)
+                chunk = []
+        if chunk:
+            self._apply(chunk, position)
+        self._behind = False
+        return replayed + len(chunk)
+
+    def start(self) -> None:
+        """Begin to take jobs; call it on the event loop that awaits them."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="record-writer", daemon=True)
+        self._thread.start()
+        self._exporter.submit(self._export)
+
+    async def commit(self, entries: Sequence[Entry]) -> list[Applied]:
+        """Log and apply the entries; return what became of each, once that is durable.
+
+        Raises:
+            ServingError: the disk is full or failing, so nothing is acknowledged.
+        """
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Commit(entries, future))
+        return await future
+
+    def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
+        """Keep a folded or rebuilt record, unless the user's record changed meanwhile.
+
+        Losing it costs another fold at the next touch, never a wrong state.
+
+        Args:
+            key: the user's key.
+            base_revision: revision of the stored record it was made from, None if there was none.
+            record: the record to keep.
+        """
+        self._jobs.put(_KeepFold(key, base_revision, record))
+
+    def stop(self) -> None:
+        """Finish the jobs in the queue, seal and export the log, sync the store."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+        self._rotate()
+        self._exporter.shutdown(wait=True)
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            commits: list[_Commit] = []
+            folds: list[_KeepFold] = []
+            for job in self._gathered():
+                if isinstance(job, _Commit):
+                    commits.append(job)
+                elif isinstance(job, _KeepFold):
+                    folds.append(job)
+                else:
+                    stopping = True
+            try:
+                if commits:
+                    self._commit_group(commits)
+                if folds:
+                    self._keep_folds(folds)
+                if self._event_log.is_full:
+                    self._rotate()
+            except Exception:
+                _log.exception("the record writer met an error; it goes on with the next group")
+
+    def _gathered(self) -> list[_Job]:
+        try:
+            jobs: list[_Job] = [self._jobs.get(timeout=_IDLE_CHECK_S)]
+        except queue.Empty:
+            return []
+        while len(jobs) < _MAX_GROUP:
+            try:
+                jobs.append(self._jobs.get_nowait())
+            except queue.Empty:
+                break
+        return jobs
+
+    def _commit_group(self, commits: list[_Commit]) -> None:
+        began = time.perf_counter()
+        entries = [entry for commit in commits for entry in commit.entries]
+        try:
+            if self._behind:
+                self.replay()
+            position = self._event_log.append(entries)
+            self._behind = True
+            applied = self._apply(entries, position)
+            self._behind = False
+        except Exception as error:
+            reason = error
+            if not isinstance(error, HiertcnError):
+                _log.exception("interactions could not be applied")
+                reason = ServingError(f"interactions could not be applied ({error!r}); retry")
+            self._resolve([(commit.future, reason) for commit in commits])
+            return
+        results: list[tuple[asyncio.Future[list[Applied]], list[Applied] | Exception]] = []
+        at = 0
+        for commit in commits:
+            results.append((commit.future, applied[at : at + len(commit.entries)]))
+            at += len(commit.entries)
+        self._resolve(results)
+        self._metrics.commit_seconds.observe(time.perf_counter() - began)
+        self._metrics.commit_batch.observe(len(entries))
+        self._metrics.log_bytes.set(position.offset)
+
+    def _resolve(
+        self,
+        results: Sequence[tuple["asyncio.Future[list[Applied]]", list[Applied] | Exception]],
+    ) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(_set_results, results)
+
+    def _apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
+        release, bound = self._current()
+        interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
+        rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
+        changed: dict[bytes, UserRecord] = {}
+        applied = []
+        for entry in entries:
+            if isinstance(entry, LoggedDeletion):
+                before = changed.get(entry.user_key) or self._store.get(entry.user_key)
+                changed[entry.user_key] = _erased(entry, before, release)
+                applied.append(Applied(Outcome.ACCEPTED, before is not None))
+                continue
+            row = next(rows)
+            key = user_key(entry.user_id)
+            record = changed.get(key) or self._store.get(key)
+            if record is None or record.release != release.number:
+                self._metrics.rebuilds.inc()
+                record = rebuilt(record, entry.user_id, release)
+            changed[key], outcome = recorded(
+                record,
+                entry.item_id,
+                row,
+                entry.timestamp_us,
+                entry.key,
+                gap_us=release.gap_us,
+                bound=bound,
+            )
+            applied.append(Applied(outcome, row != UNKNOWN_ROW))
+        self._store.write(changed, position)
+        return applied
+
+    def _keep_folds(self, folds: list[_KeepFold]) -> None:
+        kept: dict[bytes, UserRecord] = {}
+        for fold in folds:
+            stored = kept.get(fold.key) or self._store.get(fold.key)
+            if (stored.revision if stored is not None else None) == fold.base_revision:
+                kept[fold.key] = fold.record
+        if kept:
+            self._store.write(kept)
+
+    def _rotate(self) -> None:
+        if self._behind:
+            return
+        if self._event_log.rotate() is not None:
+            self._store.write({}, self._event_log.position)
+        # Only a store that is on disk may outlive the segments it was made from.
+        self._store.sync()
+        self._exporter.submit(self._export)
+
+    def _export(self) -> None:
+        try:
+            export_parquet(self._event_log, self._events)
+            _, bound = self._current()
+            for segment in self._event_log.sealed():
+                last_us = segment.last_us if segment.last_us is not None else NEVER_US
+                if segment.exported and last_us <= bound.oldest_watermark_us:
+                    self._event_log.drop(segment.number)
+        except Exception:
+            _log.exception("recorded interactions could not be rolled into %s", self._events)
+
+
+def _set_results(
+    results: Sequence[tuple["asyncio.Future[list[Applied]]", list[Applied] | Exception]],
+) -> None:
+    for future, result in results:
+        if future.done():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _erased(
+    entry: LoggedDeletion, before: UserRecord | None, release: ServingRelease
+) -> UserRecord:
+    return replace(
+        new_record(np.asarray(release.start_state)),
+        revision=before.revision + 1 if before is not None else 1,
+        erased_us=entry.deleted_us,
+    )
