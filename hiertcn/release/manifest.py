@@ -43,6 +43,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
+        """Size of all files together."""
         return sum(entry.bytes for entry in self.files)
 
     def write(self, path: Path) -> None:

@@ -151,10 +151,12 @@ class StateSnapshot:
 
     @property
     def layers(self) -> int:
+        """Layers of the GRU."""
         return int(self.states.shape[1])
 
     @property
     def hidden(self) -> int:
+        """Width of one layer's state."""
         return int(self.states.shape[2])
 
     def rows(self, user_ids: Sequence[str]) -> NDArray[np.int64]:
