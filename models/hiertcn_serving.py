@@ -128,6 +128,8 @@ class _ConeBlock(nn.Module):
 class _Windows(nn.Module):
     """A ``CausalConv`` of dilation 1 on positions newest first, as one product over windows."""
 
+    taps: Tensor
+
     def __init__(self, conv: CausalConv) -> None:
         super().__init__()
         self.kernel = conv.kernel

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hiertcn.errors import InputError
+from hiertcn.export.tensors import TensorSpec
 from hiertcn.files import whole_file
-from hiertcn.serving.tensors import TensorSpec
 
 OPSET: Final = 20
 """What onnxruntime 1.18 and every later one runs, so also the Triton images since mid-2024."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from hiertcn.errors import InputError
 from hiertcn.export.onnx import export_model
 from hiertcn.export.parity import ParityProof, prove_parity
+from hiertcn.export.tensors import GRU_STEP, INPUTS, OUTPUTS, SESSION_ITEMS, TCN
 from hiertcn.files import whole_directory, write_json
-from hiertcn.serving.tensors import GRU_STEP, INPUTS, OUTPUTS, SESSION_ITEMS, TCN
 
 _log = logging.getLogger(__name__)
 

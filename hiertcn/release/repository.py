@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hiertcn.errors import InputError, ReleaseError
+from hiertcn.export.tensors import GRU_STEP, TCN
 from hiertcn.files import read_json, write_json
 from hiertcn.release.manifest import Manifest
-from hiertcn.serving.tensors import GRU_STEP, TCN
 
 MODELS: Final = (TCN, GRU_STEP)
 """The Triton models that every release brings a version of."""
