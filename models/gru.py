@@ -57,11 +57,12 @@ class GRUCell(nn.Module):
         Lets a caller who knows the inputs of many steps beforehand project them in one product.
         """
         hidden = self.hidden
-        gates = torch.sigmoid(projected[:, : 2 * hidden] + state @ self.gate_weight)
+        gates = torch.sigmoid(torch.addmm(projected[:, : 2 * hidden], state, self.gate_weight))
         update, reset = gates[:, :hidden], gates[:, hidden:]
-        candidate = torch.tanh(projected[:, 2 * hidden :] + (state * reset) @ self.candidate_weight)
-        candidate = self.dropout(candidate)
-        after: Tensor = candidate + update * (state - candidate)
+        candidate = torch.tanh(
+            torch.addmm(projected[:, 2 * hidden :], state * reset, self.candidate_weight)
+        )
+        after: Tensor = torch.lerp(self.dropout(candidate), state, update)
         return after
 
 

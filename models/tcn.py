@@ -89,7 +89,7 @@ class CausalConv(nn.Module):
             if pairs is None:
                 break
             to, source = pairs
-            out = out.index_add(0, to, x.index_select(0, source) @ taps[tap])
+            out.index_add_(0, to, x.index_select(0, source) @ taps[tap])
         return out
 
 

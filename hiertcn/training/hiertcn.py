@@ -1,0 +1,427 @@
+"""Trains HierTCN from the session store, and can be killed and resumed at any moment.
+
+One step takes a batch of the queue-based generator, folds its sessions into the lanes' states, and
+minimises the loss at every interaction (HierTCN sections 3.5.2 and 3.6.2). States are carried from
+step to step without gradient: back-propagation through time is truncated at the step. After each
+epoch the MRR on a sample of validation sessions decides about the learning rate and about stopping;
+the weights of the best validation are what is kept.
+
+Everything random in a step (negatives, dropout) is seeded by the seed and the step's number, so a
+checkpoint needs no generator state, and a resumed run ends in the same bits as an uninterrupted one
+on a CPU with the same number of threads. Memory follows the batch, not the log, but for 8 bytes an
+item and the batch plan. One process, one device.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hiertcn.errors import InputError
+from hiertcn.files import write_json
+from hiertcn.items.table import ItemTable
+from hiertcn.sessions.batches import SessionBatch, SessionBatches
+from hiertcn.sessions.split import Split
+from hiertcn.sessions.store import SessionStore
+from hiertcn.training.checkpoints import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    load_checkpoint,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    save_weights,
+)
+from hiertcn.training.lanes import to_tensors
+from hiertcn.training.objective import Objective
+from hiertcn.training.options import TrainOptions
+from hiertcn.training.session_model import SessionModel
+from hiertcn.training.validation import Validation
+
+CURVE_FILE: Final = "curve.json"
+
+_ITEMS_PER_CHECK = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What training did.
+
+    ``train_loss`` is the mean loss of the last stretch between validations; ``validation_mrr`` the
+    best one, whose weights were kept, reached after ``best_step``; ``seconds`` excludes runs that
+    were killed before their last checkpoint; ``interactions_per_s`` counts training steps alone.
+    """
+
+    steps: int
+    epochs: int
+    best_step: int
+    train_loss: float
+    validation_mrr: float
+    stopped: str
+    seconds: float
+    interactions_per_s: float
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+
+def train_hiertcn(
+    model: nn.Module,
+    store: SessionStore,
+    table: ItemTable,
+    split: Split,
+    output: Path,
+    options: TrainOptions,
+    warm_start: Path | None = None,
+) -> TrainSummary:
+    """Train ``model`` in place and write it to the folder ``output``.
+
+    Writes ``config.json``, ``model.safetensors`` and ``curve.json`` (``steps``, ``train_loss``,
+    ``validation_mrr``, one entry a validation). While training, ``output`` holds only a checkpoint,
+    from which the same call resumes after a kill; it is removed at the end.
+
+    Args:
+        model: a :class:`hiertcn.training.session_model.SessionModel` with a ``config``, e.g.
+            ``models.hiertcn.HierTCN``; ends in evaluation mode with the best weights.
+        store: the sessions; only those starting before ``split.validation_start_us`` are learnt.
+        table: item embeddings, frozen.
+        split: where validation starts and ends.
+        output: folder to write.
+        options: see :class:`TrainOptions`.
+        warm_start: folder of an earlier model of the same configuration to start from.
+
+    Raises:
+        InputError: the table is too short, of another width, or not finite; a checkpoint or warm
+            start belongs to another configuration; or the loss stopped being finite.
+    """
+    run = _Run(model, store, table, split, Path(output), options)
+    if not run.resume() and warm_start is not None:
+        load_weights(model, Path(warm_start) / WEIGHTS_FILE)
+        _log.info("starting from the weights of %s", warm_start)
+    return run.train()
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; JSON-ready, part of the checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    loss_sum: float = 0.0
+    loss_targets: int = 0
+    stale: int = 0
+    best_step: int = 0
+    best_mrr: float = -1.0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    training_interactions: int = 0
+    steps: list[int] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    validation_mrr: list[float] = field(default_factory=list)
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: SessionStore,
+        table: ItemTable,
+        split: Split,
+        output: Path,
+        options: TrainOptions,
+    ) -> None:
+        _check_table(table, store, model)
+        self.module, self.model = model, cast(SessionModel, model)
+        self.table, self.options, self.output = table, options, output
+        self.device = _device(options.device)
+        model.to(self.device)
+        self.batches = SessionBatches(
+            store,
+            lanes=options.lanes,
+            sessions_per_step=options.sessions_per_step,
+            max_length=options.max_length,
+            context=self.model.receptive_field,
+            end_us=split.validation_start_us,
+            seed=options.seed,
+        )
+        counts = _target_counts(store, split.validation_start_us, len(table))
+        self.objective = Objective(store, table, counts, options, self.device)
+        self.validation = Validation(
+            store,
+            table,
+            split,
+            requests=options.validation_requests,
+            seed=options.seed,
+            device=self.device,
+        )
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.progress = _Progress(learning_rate=options.learning_rate)
+        self.lanes = self._start_lanes()
+        self.best: dict[str, Tensor] = {}
+        self.identity = {
+            "options": {
+                name: value
+                for name, value in options.to_dict().items()
+                if name not in ("max_steps", "max_epochs", "patience", "checkpoint_s")
+            },
+            "model": _config(model),
+            "store": store.meta.to_dict(),
+            "table": table.checksum,
+            "split": split.to_dict(),
+        }
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint in the output folder, if there is one."""
+        path = self.output / CHECKPOINT_FILE
+        if not path.exists():
+            return False
+        tensors, meta = load_checkpoint(path)
+        differing = [
+            name for name, value in self.identity.items() if meta["identity"].get(name) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{path} belongs to a run with another {' and '.join(differing)}; delete it to "
+                "train from the start, or repeat the interrupted call unchanged"
+            )
+        self.module.load_state_dict(_under("model.", tensors))
+        self.best = _under("best.", tensors)
+        restore_optimizer(self.optimizer, _under("optimizer.", tensors))
+        self.lanes = tensors["lanes"].to(self.device)
+        self.progress = _Progress(**meta["progress"])
+        _log.info("resuming after step %d from %s", self.progress.step, path)
+        return True
+
+    def train(self) -> TrainSummary:
+        """Run epochs until one of the limits ends them, then keep the best weights."""
+        stopped = None
+        while stopped is None:
+            stopped = self._epoch()
+        self.module.load_state_dict(self.best)
+        self.module.eval()
+        return self._finish(stopped)
+
+    def _epoch(self) -> str | None:
+        """Train to the end of the current epoch; return why training ends, or None."""
+        options, progress = self.options, self.progress
+        if progress.stale >= options.patience:
+            return f"no better validation MRR in {options.patience} validations"
+        if progress.epoch >= options.max_epochs:
+            return f"{options.max_epochs} epochs done"
+        last_checkpoint = time.monotonic()
+        with self._progress_bar() as bar:
+            for batch in self.batches.epoch(progress.epoch, progress.step_in_epoch):
+                if options.max_steps and progress.step >= options.max_steps:
+                    if progress.steps[-1:] != [progress.step]:
+                        self._validate()
+                    return f"{options.max_steps} steps done"
+                started = time.perf_counter()
+                self._step(batch)
+                progress.training_seconds += time.perf_counter() - started
+                bar.update(int(batch.is_target.sum()))
+                bar.set_postfix(loss=f"{self._mean_loss():.4f}", refresh=False)
+                if options.validate_steps and progress.step % options.validate_steps == 0:
+                    self._validate()
+                    if progress.stale >= options.patience:
+                        return self._epoch()
+                if time.monotonic() - last_checkpoint >= options.checkpoint_s:
+                    self._checkpoint()
+                    last_checkpoint = time.monotonic()
+        if progress.steps[-1:] != [progress.step]:
+            self._validate()
+        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        self.lanes = self._start_lanes()
+        return None
+
+    def _step(self, batch: SessionBatch) -> None:
+        options, progress = self.options, self.progress
+        warmth = min(1.0, (progress.step + 1) / max(1, options.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = progress.learning_rate * warmth
+        torch.manual_seed(_step_seed(options.seed, progress.step))
+        rng = np.random.default_rng((options.seed, progress.step, 1))
+        self.module.train()
+        tensors = to_tensors(batch, self.table, self.device)
+        u, lanes = self.model(tensors, self.lanes)
+        loss = self.objective(u, tensors, rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), options.clip)
+        self.optimizer.step()
+        self.lanes = lanes.detach()
+
+        value, targets = float(loss.detach()), len(tensors.targets)
+        if not np.isfinite(value):
+            raise InputError(
+                f"the training loss became {value} at step {progress.step}; lower the learning "
+                f"rate ({options.learning_rate}) or the clip norm ({options.clip})"
+            )
+        progress.loss_sum += value * targets
+        progress.loss_targets += targets
+        progress.training_interactions += targets
+        progress.step += 1
+        progress.step_in_epoch += 1
+
+    def _validate(self) -> None:
+        progress = self.progress
+        self.module.eval()
+        mrr = self.validation.mrr(self.model)
+        progress.steps.append(progress.step)
+        progress.train_loss.append(self._mean_loss())
+        progress.validation_mrr.append(mrr)
+        progress.loss_sum, progress.loss_targets = 0.0, 0
+        if mrr > progress.best_mrr:
+            progress.best_mrr, progress.best_step, progress.stale = mrr, progress.step, 0
+            self.best = {
+                name: value.detach().cpu().clone()
+                for name, value in self.module.state_dict().items()
+            }
+        else:
+            progress.stale += 1
+            progress.learning_rate *= self.options.decay
+        _log.info(
+            "epoch %d, step %d: loss %.4f, validation MRR %.4f",
+            progress.epoch + 1,
+            progress.step,
+            progress.train_loss[-1],
+            mrr,
+        )
+
+    def _checkpoint(self) -> None:
+        tensors = {
+            **_prefixed("model.", self.module.state_dict()),
+            **_prefixed("best.", self.best),
+            **_prefixed("optimizer.", optimizer_tensors(self.optimizer)),
+            "lanes": self.lanes,
+        }
+        meta = {"identity": self.identity, "progress": asdict(self.progress)}
+        save_checkpoint(self.output / CHECKPOINT_FILE, tensors, meta)
+
+    def _finish(self, stopped: str) -> TrainSummary:
+        progress = self.progress
+        save_weights(self.module, self.output / WEIGHTS_FILE)
+        write_json(self.output / CONFIG_FILE, _config(self.module))
+        write_json(
+            self.output / CURVE_FILE,
+            {
+                "steps": progress.steps,
+                "train_loss": progress.train_loss,
+                "validation_mrr": progress.validation_mrr,
+            },
+        )
+        (self.output / CHECKPOINT_FILE).unlink(missing_ok=True)
+        summary = TrainSummary(
+            steps=progress.step,
+            epochs=progress.epoch,
+            best_step=progress.best_step,
+            train_loss=progress.train_loss[-1],
+            validation_mrr=progress.best_mrr,
+            stopped=stopped,
+            seconds=progress.seconds,
+            interactions_per_s=progress.training_interactions
+            / max(progress.training_seconds, 1e-9),
+            parameters=sum(weights.numel() for weights in self.module.parameters()),
+        )
+        _log.info(
+            "trained %d steps (%s), best validation MRR %.4f at step %d, wrote %s",
+            summary.steps,
+            stopped,
+            summary.validation_mrr,
+            summary.best_step,
+            self.output,
+        )
+        return summary
+
+    def _start_lanes(self) -> Tensor:
+        return self.model.initial_state(self.options.lanes).detach().clone()
+
+    def _mean_loss(self) -> float:
+        return self.progress.loss_sum / max(self.progress.loss_targets, 1)
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            total=self.batches.interactions,
+            desc=f"epoch {self.progress.epoch + 1}/{self.options.max_epochs}",
+            unit=" interactions",
+            unit_scale=True,
+            mininterval=2,
+        )
+
+
+def _check_table(table: ItemTable, store: SessionStore, model: nn.Module) -> None:
+    if len(table) < store.meta.items:
+        raise InputError(
+            f"the item table {table.directory} has {len(table)} rows but the sessions were cut "
+            f"with an index of {store.meta.items} items; embed the items of the same index"
+        )
+    item_dim = _config(model).get("item_dim")
+    if item_dim != table.dim:
+        raise InputError(
+            f"the model expects items of width {item_dim} but the table {table.directory} has "
+            f"{table.dim}; build the model with item_dim={table.dim}"
+        )
+    for first in range(0, len(table), _ITEMS_PER_CHECK):
+        finite = np.isfinite(table.vectors[first : first + _ITEMS_PER_CHECK]).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"the item table {table.directory} has a NaN or infinite value in row "
+                f"{first + int(np.argmin(finite))}; embed the items again"
+            )
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        raise InputError(f"{type(model).__name__} has no config to save with its weights")
+    return dict(config.to_dict())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("TrainOptions.device is cuda but no CUDA device is present; use cpu")
+    return torch.device(name)
+
+
+def _target_counts(store: SessionStore, end_us: int, items: int) -> NDArray[np.int64]:
+    lengths = np.diff(store.session_offsets)
+    learnt = np.repeat(store.session_starts_us() < end_us, lengths)
+    return np.bincount(store.item_rows[learnt], minlength=items)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,117 @@
+"""The loss of one batch: which negatives it draws and how they are scored.
+
+Scores are dot products with item embeddings (HierTCN Eq. 12). Without impressions a target is
+ranked against the shared pool of hiertcn/training/negatives.py. With impressions the softmax has
+two terms, one among the shown items, as in the paper's candidate pools, and one against the pool,
+so that the model also learns to find items nobody showed; the other losses take both kinds of
+negatives in one sum.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiertcn.items.table import ItemTable
+from hiertcn.sessions.store import SessionStore
+from hiertcn.training import losses
+from hiertcn.training.lanes import LaneBatch
+from hiertcn.training.negatives import PoolSampler, ShownItems, shown_negatives
+from hiertcn.training.options import TrainOptions
+
+
+class Objective:
+    """Callable loss; holds the sampler and, for a small catalogue, its vectors.
+
+    Args:
+        counts: int64 ``[items]``, how often each item is a training target.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        table: ItemTable,
+        counts: NDArray[np.int64],
+        options: TrainOptions,
+        device: torch.device,
+    ) -> None:
+        self._store, self._table, self._options, self._device = store, table, options, device
+        self._sampler = PoolSampler(
+            counts, random=options.random_negatives, in_batch=options.in_batch_negatives
+        )
+        self._catalogue: Tensor | None = None
+        if self._sampler.whole_catalogue:
+            self._catalogue = self._gather(np.arange(len(table)))
+        self._uses_shown = store.has_impressions and options.max_impressions > 0
+
+    def __call__(self, u: Tensor, batch: LaneBatch, rng: np.random.Generator) -> Tensor:
+        """Return the mean loss over the batch's targets, a scalar.
+
+        Args:
+            u: ``[targets, dim]`` float, the user embedding before each target.
+            batch: the batch ``u`` was computed from.
+            rng: decides the random negatives.
+        """
+        options = self._options
+        target = batch.items.index_select(0, batch.targets)
+        if options.loss == "l2":
+            return losses.l2(u, target).mean()
+        positive = (u * target).sum(1)
+        shown = self._score_shown(u, batch) if self._uses_shown else None
+        if options.loss == "softmax":
+            if self._catalogue is not None:
+                loss = losses.catalogue_softmax(positive, u @ self._catalogue.T)
+            else:
+                loss = losses.softmax(positive, *self._score_pool(u, batch, rng))
+            if shown is not None:
+                loss = loss + options.impression_weight * losses.softmax(positive, *shown)
+            return loss.mean()
+        pool, pool_mask, _ = self._score_pool(u, batch, rng)
+        if shown is not None:
+            pool = torch.cat([pool, shown[0]], dim=1)
+            pool_mask = torch.cat([pool_mask, shown[1]], dim=1)
+        if options.loss == "hinge":
+            return losses.hinge(positive, pool, pool_mask, options.margin).mean()
+        pairwise = losses.nce if options.loss == "nce" else losses.bpr
+        return pairwise(positive, pool, pool_mask).mean()
+
+    def _score_pool(
+        self, u: Tensor, batch: LaneBatch, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pool = self._sampler.draw(batch.target_rows.cpu().numpy(), rng)
+        vectors = self._gather(pool.rows) if self._catalogue is None else self._catalogue
+        rows = torch.from_numpy(pool.rows).to(self._device)
+        mask = rows != batch.target_rows.unsqueeze(1)
+        return u @ vectors.T, mask, torch.from_numpy(pool.log_expected).to(self._device)
+
+    def _score_shown(self, u: Tensor, batch: LaneBatch) -> tuple[Tensor, Tensor]:
+        shown = shown_negatives(self._store, batch.interactions, self._options.max_impressions)
+        return score_shown(u, shown, self._table, self._device)
+
+    def _gather(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._table.gather(rows)).to(self._device)
+
+
+def score_shown(
+    u: Tensor, shown: ShownItems, table: ItemTable, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Score shown items against their interaction's user embedding.
+
+    Args:
+        u: ``[n, dim]`` float.
+        shown: the items; ``shown.interactions`` is ``n``.
+        table: their embeddings.
+        device: of ``u``.
+
+    Returns:
+        Scores ``[n, shown.width]``, and a bool mask of the same shape that is false on padding.
+    """
+    owner = torch.from_numpy(shown.owner).to(device)
+    place = torch.from_numpy(shown.place).to(device)
+    vectors = torch.from_numpy(table.gather(shown.rows)).to(device)
+    scores = u.new_zeros(shown.interactions, shown.width)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[owner, place] = True
+    # A batched product of matrix and vector is five times slower on a CPU.
+    scores = scores.index_put((owner, place), (vectors * u.index_select(0, owner)).sum(1))
+    return scores, mask

@@ -1,0 +1,132 @@
+"""Exact user embeddings at chosen interactions, from whole histories.
+
+Each asked interaction sees everything its user did before it: the closed sessions through one GRU
+step each, in order, from the start state, and the running session through the network's receptive
+field. Users are folded side by side, the ones with most sessions first, so a step works on those
+that still have sessions to go. Nothing is cached between calls; memory follows the interactions of
+the largest step, not the length of histories.
+
+Item rows past the table (an older release's table under a newer log) are skipped, as the sidecar
+skips unknown items; a session with no known item makes no step.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiertcn.items.table import ItemTable
+from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.training.session_model import SessionModel
+
+
+@torch.inference_mode()
+def embed_before(
+    model: SessionModel,
+    store: SessionStore,
+    table: ItemTable,
+    session: NDArray[np.int64],
+    interaction: NDArray[np.int64],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return ``u`` just before each interaction.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        store: the histories.
+        table: the embeddings the model was trained with.
+        session: int64 ``[n]``, the session of each interaction.
+        interaction: int64 ``[n]``, places in the store's columns.
+        device: where to compute.
+
+    Returns:
+        float32 ``[n, dim]`` on ``device``.
+    """
+    sessions, which = np.unique(session, return_inverse=True)
+    states = states_before(model, store, table, sessions, device)
+    first = np.full(len(sessions), np.iinfo(np.int64).max)
+    last = np.zeros(len(sessions), np.int64)
+    np.minimum.at(first, which, interaction)
+    np.maximum.at(last, which, interaction)
+    first = np.maximum(first - model.receptive_field, store.session_offsets[sessions])
+
+    rows = store.item_rows[ranges(first, last - first)]
+    owner = np.repeat(np.arange(len(sessions)), last - first)
+    known = rows < len(table)
+    seen = np.concatenate([[0], np.cumsum(known)])
+    offsets = np.concatenate([[0], np.cumsum(last - first)])
+    lengths = np.bincount(owner[known], minlength=len(sessions))
+
+    u = model.encode(
+        _tensor(table.gather(rows[known]), device), _tensor(lengths, device), states[:, -1]
+    )
+    # One output row more than items a session: its start token's.
+    position = seen[offsets[which] + interaction - first[which]] - seen[offsets[which]]
+    return u.index_select(0, _tensor(seen[offsets[which]] + which + position, device))
+
+
+@torch.inference_mode()
+def states_before(
+    model: SessionModel,
+    store: SessionStore,
+    table: ItemTable,
+    sessions: NDArray[np.int64],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the user state before each session, ``[n, layers, hidden]``.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        store: the histories.
+        table: the embeddings the model was trained with.
+        sessions: int64 ``[n]``, distinct sessions.
+        device: where to compute.
+    """
+    if len(sessions) == 0:
+        return model.initial_state(0)
+    owner = store.user_of_session(sessions)
+    steps = sessions - store.user_offsets[owner]
+    users, which = np.unique(owner, return_inverse=True)
+    longest = np.zeros(len(users), np.int64)
+    np.maximum.at(longest, which, steps)
+    order = np.argsort(-longest, kind="stable")
+    place = np.empty(len(users), np.int64)
+    place[order] = np.arange(len(users))
+    users, longest = users[order], longest[order]
+
+    by_step = np.argsort(steps, kind="stable")
+    bounds = np.searchsorted(steps[by_step], np.arange(int(longest[0]) + 2))
+    state = model.initial_state(len(users)).clone()
+    states = torch.empty(len(sessions), *state.shape[1:], device=state.device)
+    for step in range(int(longest[0]) + 1):
+        asked = by_step[bounds[step] : bounds[step + 1]]
+        if len(asked):
+            states[_tensor(asked, device)] = state[_tensor(place[which[asked]], device)]
+        active = int(np.searchsorted(-longest, -step))
+        if active:
+            means, closes = _session_means(store, table, store.user_offsets[users[:active]] + step)
+            after = model.gru_step(state[:active], _tensor(means, device))
+            if not closes.all():
+                after = torch.where(_tensor(closes, device)[:, None, None], after, state[:active])
+            state[:active] = after
+    return states
+
+
+def _session_means(
+    store: SessionStore, table: ItemTable, sessions: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return each session's mean vector, and whether it has a known item."""
+    starts = store.session_offsets[sessions]
+    counts = store.session_offsets[sessions + 1] - starts
+    rows = store.item_rows[ranges(starts, counts)]
+    known = rows < len(table)
+    vectors = table.gather(np.where(known, rows, -1))
+    offsets = np.cumsum(counts) - counts
+    sums = np.add.reduceat(vectors, offsets, axis=0)
+    known_counts = np.add.reduceat(known.astype(np.int64), offsets)
+    means = (sums / np.maximum(known_counts, 1)[:, None]).astype(np.float32)
+    return means, known_counts > 0
+
+
+def _tensor(array: NDArray[np.generic], device: torch.device | str) -> Tensor:
+    return torch.from_numpy(array).to(device)
