@@ -260,11 +260,18 @@ class ReleaseRepository:
         """Hold the repository's writer lock.
 
         Raises:
-            InputError: another process still holds it after ``wait_s`` seconds.
+            InputError: another process still holds it after ``wait_s`` seconds, or the
+                repository cannot be written to.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / ".lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            path = self.root / ".lock"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"the release repository {self.root} cannot be written to ({error.strerror}); "
+                "expected a writable folder, or room for one"
+            ) from None
         try:
             deadline = time.monotonic() + wait_s
             while not _try_lock(descriptor):

@@ -1,0 +1,138 @@
+"""Hold the parts of a release against each other before they may become one.
+
+Opens every part that serving needs and runs both models once on the shapes that the others give,
+so parts of two different runs are refused here and not by the first request. Costs tens of
+milliseconds at any size.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from hiertcn.errors import InputError, ReleaseError
+from hiertcn.export.session import open_session
+from hiertcn.export.tensors import (
+    GRU_STEP,
+    NEXT_STATE,
+    SESSION_ITEMS,
+    SESSION_LENGTH,
+    SESSION_MEAN,
+    STATE,
+    TCN,
+    USER_EMBEDDING,
+    USER_STATE,
+)
+from hiertcn.files import read_json
+from hiertcn.items.index import IdIndex
+from hiertcn.items.table import ItemTable
+
+SERVING_PARTS: Final = (
+    "item_table",
+    "item_index",
+    "neighbor_index",
+    "user_states",
+    "popularity.npy",
+    "start_state.npy",
+)
+"""What every release must bring, by its name in the release's folder."""
+
+
+def read_settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str, Any]:
+    """The settings that all parts share, read from the parts themselves.
+
+    Args:
+        parts: at least ``SERVING_PARTS``, by name.
+        models: path of the ONNX file of each served model.
+
+    Returns:
+        ``items``, ``dim``, ``layers``, ``hidden``, ``users``, ``gap_us``, ``watermark_us``.
+
+    Raises:
+        ReleaseError: a part is missing or unreadable, or two parts contradict each other.
+    """
+    for name in SERVING_PARTS:
+        if name not in parts or not parts[name].exists():
+            raise ReleaseError(
+                f"the release lacks {name} ({parts.get(name, 'not given')}); expected the parts "
+                f"{', '.join(SERVING_PARTS)}: run the step that makes it"
+            )
+    for name in (TCN, GRU_STEP):
+        if name not in models or not models[name].is_file():
+            raise ReleaseError(
+                f"the release lacks the model {name} ({models.get(name, 'not given')}); expected "
+                "an ONNX file: run export_onnx"
+            )
+    try:
+        return _settings(parts, models)
+    except ReleaseError:
+        raise
+    except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"a part of the release cannot be read: {error}") from error
+
+
+def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str, Any]:
+    table, items = ItemTable.open(parts["item_table"]), IdIndex.open(parts["item_index"])
+    states = read_json(parts["user_states"] / "snapshot.json")
+    start_state = np.load(parts["start_state.npy"], allow_pickle=False)
+    popularity = np.load(parts["popularity.npy"], mmap_mode="r", allow_pickle=False)
+    _agree("rows of item_table", len(table), "ids of item_index", len(items))
+    _agree("shape of popularity.npy", list(popularity.shape), "ids of item_index", [len(items)])
+    shape = [states["layers"], states["hidden"]]
+    _agree(
+        "shape of start_state.npy", list(start_state.shape), "layers, hidden of user_states", shape
+    )
+    start = np.broadcast_to(start_state.astype(np.float32), (2, *start_state.shape))
+    vectors = table.gather(np.zeros((2, 4), np.int64))
+    _run(
+        models[TCN],
+        {
+            SESSION_ITEMS.name: vectors,
+            SESSION_LENGTH.name: np.array([[4], [0]], np.int32),
+            USER_STATE.name: np.ascontiguousarray(start[:, -1]),
+        },
+        USER_EMBEDDING.name,
+        [2, table.dim],
+    )
+    _run(
+        models[GRU_STEP],
+        {STATE.name: np.ascontiguousarray(start), SESSION_MEAN.name: vectors[:, 0]},
+        NEXT_STATE.name,
+        [2, *shape],
+    )
+    return {
+        "items": len(items),
+        "dim": table.dim,
+        "layers": shape[0],
+        "hidden": shape[1],
+        "users": int(states["users"]),
+        "gap_us": int(states["gap_us"]),
+        "watermark_us": int(states["watermark_us"]),
+    }
+
+
+def _agree(name: str, value: object, other: str, expected: object) -> None:
+    if value != expected:
+        raise ReleaseError(
+            f"the release does not fit together: {name} is {value} but {other} is {expected}; "
+            "publish parts of one pipeline run"
+        )
+
+
+def _run(path: Path, inputs: dict[str, NDArray[Any]], output: str, expected: list[int]) -> None:
+    session: ort.InferenceSession = open_session(path)
+    try:
+        (result,) = session.run([output], inputs)
+    except Exception as error:
+        # onnxruntime raises a dozen unrelated classes.
+        shapes = {name: list(values.shape) for name, values in inputs.items()}
+        raise ReleaseError(
+            f"{path} does not run with the other parts' shapes {shapes} ({error}); publish parts "
+            "of one pipeline run"
+        ) from None
+    _agree(f"output of {path}", list(result.shape), "what the other parts give", expected)
+    if not np.isfinite(result).all():
+        raise ReleaseError(f"{path} returns NaN or infinity; train the model again")
