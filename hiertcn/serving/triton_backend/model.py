@@ -64,8 +64,11 @@ class TritonPythonModel:
         del self._session
 
     def _read(self, request: Any) -> Inputs:
+        # The wheel's stub was built for numpy 1 and gets the strides of a numpy 2 array wrong, in
+        # both directions; DLPack says what a tensor looks like whatever numpy's own layout is.
         return {
-            name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs
+            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
+            for name in self._inputs
         }
 
     def _run_together(self, group: list[Inputs]) -> list[Inputs | Exception]:
@@ -98,5 +101,9 @@ def _response(request: Any, answer: Inputs | Exception) -> Any:
         return triton.InferenceResponse(error=triton.TritonError(str(answer)))
     wanted = request.requested_output_names()
     return triton.InferenceResponse(
-        [triton.Tensor(name, values) for name, values in answer.items() if name in wanted]
+        [
+            triton.Tensor.from_dlpack(name, values)
+            for name, values in answer.items()
+            if name in wanted
+        ]
     )
