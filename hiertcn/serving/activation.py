@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, TypeVarTuple
 
 from hiertcn.errors import HiertcnError, InputError, ReleaseError
+from hiertcn.export.tensors import TCN
 from hiertcn.release.repository import MODELS, ReleaseRepository
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.fold import JournalBound
 from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.serving_release import ServingRelease
-from hiertcn.serving.tensors import TCN
 from hiertcn.serving.triton_models import TritonModels
 
 _log = logging.getLogger(__name__)

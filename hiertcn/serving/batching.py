@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import ServingError
-from hiertcn.serving.inference import TritonInference
-from hiertcn.serving.metrics import Metrics
-from hiertcn.serving.serving_release import ServingRelease
-from hiertcn.serving.tensors import (
+from hiertcn.export.tensors import (
     GRU_STEP,
     LENGTH_BUCKETS,
     NEXT_STATE,
@@ -33,6 +30,9 @@ from hiertcn.serving.tensors import (
     USER_STATE,
     TensorSpec,
 )
+from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.serving_release import ServingRelease
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

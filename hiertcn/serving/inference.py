@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from hiertcn.errors import ServingError
-from hiertcn.serving.tensors import TensorSpec
+from hiertcn.export.tensors import TensorSpec
 
 _DTYPES: Final = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
 _MAX_MESSAGE_BYTES: Final = 64 << 20

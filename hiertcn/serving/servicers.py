@@ -152,6 +152,7 @@ def service_handler(service: str, methods: object, metrics: Metrics) -> Any:
             method.name,
             getattr(methods, method.name),
             getattr(pb, method.input_type.name),
+            getattr(pb, method.output_type.name),
             metrics,
         )
         for method in descriptor.methods
@@ -163,6 +164,7 @@ def _unary(
     name: str,
     method: Callable[[Any], Awaitable[Message]],
     request_type: type[Message],
+    response_type: type[Message],
     metrics: Metrics,
 ) -> Any:
     def parse(data: bytes) -> Message | None:
@@ -194,7 +196,7 @@ def _unary(
         return reply
 
     return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=parse, response_serializer=Message.SerializeToString
+        handle, request_deserializer=parse, response_serializer=response_type.SerializeToString
     )
 
 

@@ -1,0 +1,336 @@
+"""A toy release repository with real parts, and the real Triton and sidecar on it.
+
+The toy's models are small ONNX graphs whose result is easy to compute by hand:
+``tcn``: user_embedding = sum of the session's item vectors + user_state @ readout,
+``gru_step``: next_state = tanh(state / 2 + session_mean @ mixing), the same for every layer.
+"""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from hiertcn.files import sha256
+from hiertcn.items.index import IdIndex
+from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.table import ItemTable
+from hiertcn.release.manifest import FileEntry, Manifest
+from hiertcn.release.repository import MODELS, ReleaseRepository
+from hiertcn.serving.client import RecommenderClient
+from hiertcn.serving.sidecar import Sidecar, SidecarOptions
+from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+from hiertcn.serving.triton import TritonServer
+
+LAYERS, HIDDEN, DIM = 2, 6, 5
+GAP_US = 1_800_000_000
+DAY_US = 86_400_000_000
+WATERMARK_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ToyRelease:
+    """A published toy release and the arithmetic to check replies with."""
+
+    number: int
+    item_ids: list[str]
+    vectors: NDArray[np.float32]
+    popularity: NDArray[np.float32]
+    start_state: NDArray[np.float32]
+    readout: NDArray[np.float32]
+    mixing: NDArray[np.float32]
+    states: dict[str, NDArray[np.float32]]
+    watermark_us: int
+
+    def rows(self, *item_ids: str) -> list[int]:
+        return [self.item_ids.index(item_id) for item_id in item_ids]
+
+    def step(self, state: NDArray[np.float32], *session: str) -> NDArray[np.float32]:
+        """The state after a closed session."""
+        mean = self.vectors[self.rows(*session)].mean(axis=0)
+        return np.tanh(state / 2 + mean @ self.mixing)
+
+    def scores(self, state: NDArray[np.float32], *open_session: str) -> NDArray[np.float32]:
+        """Every item's score for a user in ``state`` with this open session."""
+        user = state[-1] @ self.readout
+        if open_session:
+            user = user + self.vectors[self.rows(*open_session)].sum(axis=0)
+        return self.vectors @ user
+
+    def best(self, scores: NDArray[np.float32], k: int) -> list[str]:
+        return [self.item_ids[row] for row in np.argsort(-scores, kind="stable")[:k]]
+
+
+@dataclass
+class ToyRepository:
+    """A repository that toy releases are published into."""
+
+    root: Path
+    toys: dict[int, ToyRelease] = field(default_factory=dict)
+
+    @property
+    def repository(self) -> ReleaseRepository:
+        return ReleaseRepository(self.root)
+
+    def publish(
+        self,
+        number: int,
+        *,
+        seed: int = 0,
+        items: int = 50,
+        users: int = 8,
+        watermark_us: int = WATERMARK_US,
+        activate: bool = True,
+    ) -> ToyRelease:
+        toy = _publish(self.root, number, seed, items, users, watermark_us)
+        self.toys[number] = toy
+        if activate:
+            self.repository.activate(number)
+        return toy
+
+
+class RunningSidecar:
+    """A sidecar on an event loop of its own thread."""
+
+    def __init__(self, options: SidecarOptions) -> None:
+        self.options = options
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.sidecar = self.run(_make(options))
+        try:
+            self.run(self.sidecar.start())
+        except BaseException:
+            self._end_loop()
+            raise
+        self.client = RecommenderClient(self.sidecar.address)
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def value(self, name: str, **labels: str) -> float:
+        """A metric's value."""
+        return self.sidecar.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.client.close()
+            self.run(self.sidecar.stop())
+            self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+StartSidecar = Callable[..., RunningSidecar]
+
+
+@pytest.fixture
+def toy_repository(tmp_path: Path) -> ToyRepository:
+    return ToyRepository(tmp_path / "repository")
+
+
+@pytest.fixture(scope="module")
+def shared_toy(tmp_path_factory: pytest.TempPathFactory) -> ToyRepository:
+    """One repository with one active release for all tests of a module that do not change it."""
+    toys = ToyRepository(tmp_path_factory.mktemp("toy") / "repository")
+    toys.publish(2026010101)
+    return toys
+
+
+@pytest.fixture(scope="module")
+def shared_triton(
+    shared_toy: ToyRepository, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    with _triton(shared_toy, tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+@pytest.fixture
+def triton(toy_repository: ToyRepository, tmp_path: Path) -> Iterator[TritonServer]:
+    """A Triton on this test's own repository."""
+    (toy_repository.root / "triton_repo").mkdir(parents=True, exist_ok=True)
+    with _triton(toy_repository, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def start_sidecar(tmp_path: Path) -> Iterator[StartSidecar]:
+    """Starts sidecars on any free port, with a state folder of this test; stops what is left."""
+    running: list[RunningSidecar] = []
+
+    def start(toys: ToyRepository, triton_url: str, **options: Any) -> RunningSidecar:
+        options.setdefault("state_dir", tmp_path / "state")
+        options.setdefault("model_deadline_s", 5.0)
+        running.append(
+            RunningSidecar(
+                SidecarOptions(repository=toys.root, triton_url=triton_url, port=0, **options)
+            )
+        )
+        return running[-1]
+
+    yield start
+    for sidecar in running:
+        sidecar.stop()
+
+
+async def _make(options: SidecarOptions) -> Sidecar:
+    return Sidecar(options)
+
+
+def _triton(toys: ToyRepository, folder: Path) -> TritonServer:
+    return TritonServer(
+        toys.repository.triton_repository,
+        grpc_port=0,
+        http_port=0,
+        log=folder / "triton.log",
+    )
+
+
+def _publish(
+    root: Path, number: int, seed: int, items: int, users: int, watermark_us: int
+) -> ToyRelease:
+    rng = np.random.default_rng(seed)
+    repository = ReleaseRepository(root)
+    folder = repository.path(number)
+    folder.mkdir(parents=True)
+    item_ids = [f"item-{n}" for n in range(items)]
+    # Every value is exact in float16, so the stored table equals these vectors.
+    vectors = (rng.integers(-64, 64, (items, DIM)) / 64).astype(np.float32)
+    popularity = rng.random(items).astype(np.float32)
+    start_state = rng.normal(size=(LAYERS, HIDDEN)).astype(np.float32)
+    readout = rng.normal(size=(HIDDEN, DIM)).astype(np.float32)
+    mixing = rng.normal(size=(DIM, HIDDEN)).astype(np.float32)
+    states = rng.normal(size=(users, LAYERS, HIDDEN)).astype(np.float32)
+    user_ids = [f"user-{n}" for n in range(users)]
+    IdIndex.build(item_ids, folder / "item_index")
+    table = ItemTable.write(folder / "item_table", vectors)
+    build_neighbor_index(table, folder / "neighbor_index")
+    StateSnapshot.write(
+        folder / "user_states",
+        users=user_ids,
+        states=states,
+        folded_until_us=np.full(users, watermark_us - DAY_US if users else NEVER_US, np.int64),
+        # The last user was in the middle of a session at the watermark.
+        open_offsets=np.array([0] * users + [2], np.int64),
+        open_item_rows=np.array([1, 2], np.int32),
+        open_timestamps_us=np.array([watermark_us - 2_000_000, watermark_us - 1_000_000]),
+        watermark_us=watermark_us,
+        gap_us=GAP_US,
+    )
+    np.save(folder / "popularity.npy", popularity)
+    np.save(folder / "start_state.npy", start_state)
+    configs = Path(__file__).parents[2] / "triton_repo"
+    for model, graph in zip(MODELS, (_tcn(readout), _gru_step(mixing)), strict=True):
+        path = repository.model_path(model, number)
+        path.parent.mkdir(parents=True)
+        onnx.save(graph, str(path))
+        shutil.copy(configs / model / "config.pbtxt", path.parents[1] / "config.pbtxt")
+    files = [
+        FileEntry(path=str(p.relative_to(root)), bytes=p.stat().st_size, sha256=sha256(p))
+        for p in (
+            *sorted(folder.rglob("*")),
+            *(repository.model_path(model, number) for model in MODELS),
+        )
+        if p.is_file()
+    ]
+    Manifest(
+        release=number,
+        created_us=watermark_us,
+        watermark_us=watermark_us,
+        parent=None,
+        settings={"dim": DIM, "layers": LAYERS, "hidden": HIDDEN, "gap_us": GAP_US},
+        metrics={},
+        files=tuple(files),
+    ).write(folder / "manifest.json")
+    return ToyRelease(
+        number=number,
+        item_ids=item_ids,
+        vectors=vectors,
+        popularity=popularity,
+        start_state=start_state,
+        readout=readout,
+        mixing=mixing,
+        states=dict(zip(user_ids, states, strict=True)),
+        watermark_us=watermark_us,
+    )
+
+
+def _tcn(readout: NDArray[np.float32]) -> onnx.ModelProto:
+    return _model(
+        [
+            helper.make_node("Shape", ["session_items"], ["shape"], start=1, end=2),
+            helper.make_node("Squeeze", ["shape"], ["length"]),
+            helper.make_node("Range", ["zero", "length", "one"], ["places"]),
+            helper.make_node("Cast", ["session_length"], ["lengths"], to=TensorProto.INT64),
+            helper.make_node("Less", ["places", "lengths"], ["real"]),
+            helper.make_node("Cast", ["real"], ["mask2"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask2", "last"], ["mask"]),
+            helper.make_node("Mul", ["session_items", "mask"], ["masked"]),
+            helper.make_node("ReduceSum", ["masked", "axis"], ["session"], keepdims=0),
+            helper.make_node("MatMul", ["user_state", "readout"], ["user"]),
+            helper.make_node("Add", ["session", "user"], ["user_embedding"]),
+        ],
+        inputs=[
+            ("session_items", TensorProto.FLOAT, ["b", "l", DIM]),
+            ("session_length", TensorProto.INT32, ["b", 1]),
+            ("user_state", TensorProto.FLOAT, ["b", HIDDEN]),
+        ],
+        output=("user_embedding", TensorProto.FLOAT, ["b", DIM]),
+        constants={
+            "zero": np.int64(0),
+            "one": np.int64(1),
+            "last": np.array([2]),
+            "axis": np.array([1]),
+            "readout": readout,
+        },
+    )
+
+
+def _gru_step(mixing: NDArray[np.float32]) -> onnx.ModelProto:
+    return _model(
+        [
+            helper.make_node("Mul", ["state", "half"], ["kept"]),
+            helper.make_node("MatMul", ["session_mean", "mixing"], ["mixed2"]),
+            helper.make_node("Unsqueeze", ["mixed2", "axis"], ["mixed"]),
+            helper.make_node("Add", ["kept", "mixed"], ["sum"]),
+            helper.make_node("Tanh", ["sum"], ["next_state"]),
+        ],
+        inputs=[
+            ("state", TensorProto.FLOAT, ["b", LAYERS, HIDDEN]),
+            ("session_mean", TensorProto.FLOAT, ["b", DIM]),
+        ],
+        output=("next_state", TensorProto.FLOAT, ["b", LAYERS, HIDDEN]),
+        constants={"half": np.float32(0.5), "mixing": mixing, "axis": np.array([1])},
+    )
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    *,
+    inputs: list[tuple[str, int, list[Any]]],
+    output: tuple[str, int, list[Any]],
+    constants: dict[str, Any],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(*described) for described in inputs],
+        [helper.make_tensor_value_info(*output)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
