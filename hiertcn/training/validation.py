@@ -1,7 +1,8 @@
 """The MRR that early stopping watches, on a fixed sample of validation sessions.
 
 Ranks as evaluation does: candidates are the items shown with the interaction (and the target) where
-the log has impressions, else the whole catalogue, and no tie is resolved in the model's favour. The
+the log has impressions, else the whole catalogue, and no tie is resolved in the model's favour. Of
+a log with impressions, only interactions that have some are ranked. The
 full comparison, with other metrics, baselines and intervals, is hiertcn/evaluation's.
 """
 
@@ -61,6 +62,14 @@ class Validation:
         lengths = store.session_offsets[sessions + 1] - starts
         self._interactions = ranges(starts, lengths)
         self._sessions = np.repeat(sessions, lengths)
+        self._among_shown = False
+        if store.has_impressions:
+            shown = shown_negatives(store, self._interactions)
+            has_pool = np.bincount(shown.owner, minlength=len(self._interactions)) > 0
+            self._among_shown = bool(has_pool.any())
+            if self._among_shown:
+                self._interactions = self._interactions[has_pool]
+                self._sessions = self._sessions[has_pool]
         self._catalogue: Tensor | None = None
 
     def __len__(self) -> int:
@@ -82,7 +91,7 @@ class Validation:
         )
         targets = self._store.item_rows[interactions].astype(np.int64)
         positive = (u * self._gather(targets)).sum(1, keepdim=True)
-        if self._store.has_impressions:
+        if self._among_shown:
             shown = shown_negatives(self._store, interactions)
             scores, others = score_shown(u, shown, self._table, self._device)
         else:

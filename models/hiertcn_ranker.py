@@ -1,0 +1,75 @@
+"""HierTCN as a ranker of the evaluation protocol.
+
+Exact and stateless: each request's user state is folded from the start state over all closed
+sessions, and the running session passes through the network's whole receptive field, so a score
+equals what the sidecar would serve from an up-to-date state. Item rows past the table are skipped.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hiertcn.evaluation.protocol import Requests
+from hiertcn.items.table import ItemTable
+from hiertcn.sessions.store import SessionStore
+from hiertcn.training.user_embeddings import embed_before
+from models.hiertcn import HierTCN
+
+
+class HierTCNRanker:
+    """Scores candidates by ``x^T u`` (Eq. 12).
+
+    Args:
+        model: put into evaluation mode.
+        store: the histories.
+        table: the embeddings the model was trained with.
+        name: of the ranker in tables and in the gate.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: HierTCN,
+        store: SessionStore,
+        table: ItemTable,
+        *,
+        name: str = "HierTCN",
+        device: str = "cpu",
+    ) -> None:
+        self.name = name
+        self._model = model.to(device).eval()
+        self._store, self._table, self._device = store, table, device
+        self._catalogue: torch.Tensor | None = None
+
+    @property
+    def items(self) -> int:
+        """Number of item rows the table has."""
+        return len(self._table)
+
+    @torch.inference_mode()
+    def score(
+        self, requests: Requests, candidates: NDArray[np.int32] | None
+    ) -> NDArray[np.float32]:
+        """Score candidates ``[batch, count]`` (padded with -1), or all items, for each request.
+
+        Returns:
+            float32 of the candidates' shape, or ``[batch, items]``; -inf on padding.
+        """
+        u = embed_before(
+            self._model,
+            self._store,
+            self._table,
+            requests.session,
+            requests.interaction,
+            self._device,
+        )
+        if candidates is None:
+            if self._catalogue is None:
+                everything = self._table.gather(np.arange(len(self._table)))
+                self._catalogue = torch.from_numpy(everything).to(self._device)
+            scores = u @ self._catalogue.T
+        else:
+            vectors = torch.from_numpy(self._table.gather(candidates)).to(self._device)
+            padding = torch.from_numpy(candidates < 0).to(self._device)
+            scores = torch.einsum("bcd,bd->bc", vectors, u).masked_fill(padding, -torch.inf)
+        return np.asarray(scores.float().cpu(), np.float32)
