@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -141,6 +140,7 @@ def demo(
         "release": run["release"],
         "report": run["report"],
         "repository": run["repository"],
+        "triton_repository": str(Path(run["repository"], "triton_repo")),
         "gate": run["gate"],
     }
     server = None
@@ -182,12 +182,11 @@ class _Server:
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         self.log = folder / "serve.log"
-        ports = _free_ports(4)
         command = [
             *(sys.executable, "-m", "hiertcn.cli", "serve"),
             *("--repository", str(folder / "repository"), "--state-dir", str(self.state)),
-            *("--port", str(ports[0]), "--metrics-port", str(ports[1])),
-            *("--triton-grpc-port", str(ports[2]), "--triton-http-port", str(ports[3])),
+            *("--port", "0", "--metrics-port", "0"),
+            *("--triton-grpc-port", "0", "--triton-http-port", "0"),
         ]
         with self.log.open("w") as log:
             # A session of its own, so that KEEP=1 outlives the terminal's Ctrl-C.
@@ -412,8 +411,8 @@ def _show_one_liners(server: _Server, folder: Path) -> None:
     address = server.address
     _console.print(f"serving on {address} (process {server.process.pid}, log {server.log})")
     for line in (
-        f"{hiertcn} recommend --address {address} --user USER -k 10",
-        f"{hiertcn} record --address {address} --user USER --item ITEM",
+        f"{hiertcn} recommend USER -k 10 --address {address}",
+        f"{hiertcn} record --user USER --item ITEM --address {address}",
         f"{hiertcn} releases list --repository {folder / 'repository'}",
         f"kill {server.process.pid}",
     ):
@@ -426,14 +425,6 @@ def _timed(seconds: dict[str, float], step: str, what: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds[step] = round(time.monotonic() - start, 2)
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in held]
-    for server in held:
-        server.close()
-    return ports
 
 
 def _alive(pid: int) -> bool:

@@ -1,0 +1,145 @@
+"""Two days' releases under one running sidecar: publish, refuse, publish again, roll back."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiertcn.events.simulate import SimulationOptions, simulate
+from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.client import Interaction, RecommenderClient
+
+ROOT = Path(__file__).parents[2]
+READY_TIMEOUT_S = 120.0
+
+
+class Deployment:
+    """A log, a repository and the commands that work on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self.repository = ReleaseRepository(folder / "repository")
+        simulate(self.log, SimulationOptions(users=1000, items=100, days=10, seed=1))
+
+    def run(self, data_date: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return self._command(
+            *("pipelines", "run", f"--events={self.log / 'events'}"),
+            f"--items={self.log / 'items.parquet'}",
+            *(f"--repository={self.repository.root}", f"--work-dir={self.folder / 'work'}"),
+            *(f"--data-date={data_date}", "--min-user-interactions=4"),
+            *("--min-item-interactions=10", "--max-epochs=2", "--encoder-epochs=2"),
+            *("--hidden=32", "--item-dim=16", *options),
+        )
+
+    def releases(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        root = f"--repository={self.repository.root}"
+        return self._command("hiertcn.cli", "releases", *arguments, root)
+
+    def last_run(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "work" / "run.json").read_text())
+        return found
+
+    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """A repository in which the release of the eighth day is current."""
+    made = Deployment(tmp_path_factory.mktemp("daily"))
+    ended = made.run("2026-01-08")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert made.repository.current() == 2026010801
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(deployment: Deployment) -> Iterator[str]:
+    """A running `hiertcn serve` on the repository."""
+    state = deployment.folder / "state"
+    command = [
+        *(sys.executable, "-m", "hiertcn.cli", "serve", "--port=0", "--metrics-port=0"),
+        *("--triton-grpc-port=0", "--triton-http-port=0", f"--state-dir={state}"),
+        f"--repository={deployment.repository.root}",
+    ]
+    with (deployment.folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _until(lambda: (state / "serving.json").exists() or process.poll() is not None)
+        assert process.poll() is None, (deployment.folder / "serve.log").read_text()
+        yield json.loads((state / "serving.json").read_text())["address"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert not (state / "serving.json").exists()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def test_refused_release_changes_nothing(deployment: Deployment) -> None:
+    # No model doubles the serving one's MRR, so this demands the impossible.
+    ended = deployment.run("2026-01-09", "--tolerance=-1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "nothing was published" in ended.stdout
+    assert deployment.last_run()["release"] is None
+    assert deployment.repository.numbers() == [2026010801]
+    assert deployment.repository.current() == 2026010801
+
+
+def test_next_day_is_served_and_rolled_back_without_losing_a_user(
+    deployment: Deployment, address: str
+) -> None:
+    with RecommenderClient(address) as client:
+        shown = client.recommend("visitor", k=3)
+        assert shown.release == 2026010801
+        clicked = shown.items[0].item_id
+        assert client.record([Interaction("visitor", clicked)]).accepted == 1
+        before = client.recommend("visitor", k=5)
+
+        ended = deployment.run("2026-01-09", "--tolerance=1")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert deployment.repository.numbers() == [2026010801, 2026010901]
+        _until(lambda: client.releases().serving == 2026010901)
+        flipped = client.recommend("visitor", k=5)
+        assert (flipped.release, flipped.fallback) == (2026010901, False)
+        assert [entry.item_id for entry in client.get_user("visitor").journal] == [clicked]
+
+        assert deployment.releases("rollback").returncode == 0
+        _until(lambda: client.releases().serving == 2026010801)
+        back = client.recommend("visitor", k=5)
+    assert back.release == 2026010801
+    assert [item.item_id for item in back.items] == [item.item_id for item in before.items]
+
+
+def test_damaged_release_is_refused_by_name(deployment: Deployment) -> None:
+    current = deployment.repository.current()
+    other = next(n for n in deployment.repository.numbers() if n != current)
+    model = deployment.repository.model_path("tcn", other)
+    healthy = model.read_bytes()
+    model.write_bytes(healthy[:-1] + bytes([healthy[-1] ^ 1]))
+    try:
+        ended = deployment.releases("activate", str(other))
+        assert ended.returncode == 2
+        assert str(model) in ended.stderr or "tcn" in ended.stderr
+        assert deployment.repository.current() == current
+    finally:
+        model.write_bytes(healthy)
