@@ -1,0 +1,104 @@
+"""Small real parts of releases, made once a session: exporting a model takes seconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hiertcn.items.index import IdIndex
+from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.table import ItemTable
+from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+
+ITEMS, USERS = 30, 5
+GAP_US = 1_800_000_000
+WATERMARK_US = 1_767_225_600_000_000
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A small HierTCN with random weights and the folder that export_onnx made of it."""
+
+    model: torch.nn.Module
+    directory: Path
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {name: self.directory / name / "model.onnx" for name in ("tcn", "gru_step")}
+
+
+ExportModel = Callable[[int], ExportedModel]
+
+
+@pytest.fixture(scope="session")
+def exported_model(tmp_path_factory: pytest.TempPathFactory) -> ExportModel:
+    """The exported model of a seed."""
+    from hiertcn.export.serving_models import export_serving_models
+    from models.hiertcn import HierTCN, HierTCNConfig
+    from models.hiertcn_serving import GruStep, TcnCone
+
+    made: dict[int, ExportedModel] = {}
+
+    def make(seed: int) -> ExportedModel:
+        if seed not in made:
+            torch.manual_seed(seed)
+            model = HierTCN(
+                HierTCNConfig(item_dim=6, hidden=8, gru_layers=2, tcn_blocks=2, kernel=3, filters=8)
+            ).eval()
+            directory = tmp_path_factory.mktemp("export") / str(seed)
+            export_serving_models(
+                TcnCone(model),
+                GruStep(model),
+                model.start_state.detach().numpy(),
+                directory,
+                item_dim=6,
+            )
+            made[seed] = ExportedModel(model, directory)
+        return made[seed]
+
+    return make
+
+
+ReleaseParts = Callable[[int], dict[str, Path]]
+
+
+@pytest.fixture(scope="session")
+def release_parts(
+    exported_model: ExportModel, tmp_path_factory: pytest.TempPathFactory
+) -> ReleaseParts:
+    """Every part of a release that goes with ``exported_model`` of the same seed."""
+    made: dict[int, dict[str, Path]] = {}
+
+    def make(seed: int) -> dict[str, Path]:
+        if seed not in made:
+            folder = tmp_path_factory.mktemp("parts")
+            made[seed] = _write_parts(folder, seed, exported_model(seed).directory)
+        return made[seed]
+
+    return make
+
+
+def _write_parts(folder: Path, seed: int, exported: Path) -> dict[str, Path]:
+    generator = np.random.default_rng(seed)
+    start_state = np.load(exported / "start_state.npy", allow_pickle=False)
+    vectors = generator.normal(size=(ITEMS, 6)).astype(np.float32)
+    table = ItemTable.write(folder / "item_table", vectors, "float32")
+    IdIndex.build([f"item-{row}" for row in range(ITEMS)], folder / "item_index")
+    build_neighbor_index(table, folder / "neighbor_index", seed=seed)
+    StateSnapshot.write(
+        folder / "user_states",
+        users=[f"user-{row}" for row in range(USERS)],
+        states=generator.normal(size=(USERS, *start_state.shape)).astype(np.float32),
+        folded_until_us=np.full(USERS, NEVER_US),
+        open_offsets=np.zeros(USERS + 1, np.int64),
+        open_item_rows=np.empty(0, np.int32),
+        open_timestamps_us=np.empty(0, np.int64),
+        watermark_us=WATERMARK_US,
+        gap_us=GAP_US,
+    )
+    np.save(folder / "popularity.npy", generator.random(ITEMS, np.float32))
+    parts = {path.name: path for path in folder.iterdir()}
+    return {**parts, "start_state.npy": exported / "start_state.npy"}
