@@ -13,6 +13,7 @@ they stay frozen, as in the paper's production setting.
 Not here: Init connection, last-hidden aggregation, batch normalisation, one-hot items.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -26,8 +27,8 @@ from hiertcn.errors import InputError
 from hiertcn.files import read_json, write_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
 from hiertcn.training.lanes import LaneBatch
-from models.gru import StackedGRU
-from models.tcn import TCN, PackedLayout
+from models.gru import GRUCell, StackedGRU
+from models.tcn import TCN, CausalConv, PackedLayout, TCNBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +104,29 @@ class HierTCN(nn.Module):
             nn.ReLU(),
             nn.Linear(config.filters, config.item_dim),
         )
-        nn.init.normal_(self.start_item, std=0.1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew; the ones that read items are scaled by ``sqrt(item_dim)``.
+
+        The layers' own initialisation assumes inputs of unit variance, but item vectors have unit
+        *norm*. Without the factor the first epochs are spent on growing those weights: on
+        online_retail the validation MRR after 200 steps is .059 instead of .083.
+        """
+        for part in self.modules():
+            if isinstance(part, GRUCell | CausalConv | nn.Linear):
+                part.reset_parameters()
+        item_dim = self.config.item_dim
+        scale = math.sqrt(item_dim)
+        nn.init.normal_(self.start_item, std=1.0 / scale)
         nn.init.normal_(self.start_state, std=0.1)
+        first_cell, first_block = self.gru.cells[0], self.tcn.blocks[0]
+        assert isinstance(first_cell, GRUCell) and isinstance(first_block, TCNBlock)
+        with torch.no_grad():
+            first_cell.input_weight.mul_(scale)
+            first_block.first.weight[:, :item_dim].mul_(scale)
+            if isinstance(first_block.residual, nn.Linear):
+                first_block.residual.weight[:, :item_dim].mul_(scale)
 
     @property
     def receptive_field(self) -> int:

@@ -137,9 +137,10 @@ class _SortedLog:
             columns = database.execute(
                 f"DESCRIBE SELECT * FROM {self._source}", self._parameters
             ).fetchall()
+            # fetchall, as DuckDB refuses further work beside an unfinished result.
             self.rows: int = database.execute(
                 f"SELECT count(*) FROM {self._source}", self._parameters
-            ).fetchone()[0]
+            ).fetchall()[0][0]
         except duckdb.Error as error:
             raise InputError(f"cannot read the events in {events}: {error}") from error
         names = {name for name, *_ in columns}

@@ -8,7 +8,7 @@ bits is the loop's business; this module restores exactly what it was given.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,14 @@ CHECKPOINT_FILE: Final = "checkpoint.safetensors"
 _FORMAT: Final = "hiertcn checkpoint 1"
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
+class HasWeights(Protocol):
+    """A module, or what a library protocol knows of one."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors with their names."""
+
+
+def save_weights(module: HasWeights, path: Path) -> None:
     """Write the module's state dict as safetensors, whole or not at all."""
     _save(path, module.state_dict(), {"format": "pt"})
 
@@ -36,7 +43,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         InputError: the file is missing or damaged, or its tensors do not fit the module.
     """
-    tensors, _ = _load(path)
+    tensors = read_tensors(path)
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != given:
@@ -46,6 +53,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"expected {own.get(name, 'no such tensor')}; load it with its own configuration"
         )
     module.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors that :func:`save_weights` wrote, on the CPU.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return _load(path)[0]
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -45,12 +45,15 @@ from hiertcn.training.checkpoints import (
 from hiertcn.training.lanes import to_tensors
 from hiertcn.training.objective import Objective
 from hiertcn.training.options import TrainOptions
+from hiertcn.training.preconditions import check_table, choose_device, model_config
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.validation import Validation
 
 CURVE_FILE: Final = "curve.json"
 
-_ITEMS_PER_CHECK = 1 << 16
+# At this size of step the products fill a CPU's caches and an epoch still has many updates.
+_INTERACTIONS_PER_STEP = 512
+_FEWEST_LANES, _MOST_LANES = 8, 256
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +63,8 @@ class TrainSummary:
     """What training did.
 
     ``train_loss`` is the mean loss of the last stretch between validations; ``validation_mrr`` the
-    best one, whose weights were kept, reached after ``best_step``; ``seconds`` excludes runs that
-    were killed before their last checkpoint; ``interactions_per_s`` counts training steps alone.
+    best one, whose weights were kept, reached after ``best_step``; ``seconds`` counts whole epochs
+    of resumed runs and all of the last; ``interactions_per_s`` counts training steps alone.
     """
 
     steps: int
@@ -146,14 +149,17 @@ class _Run:
         output: Path,
         options: TrainOptions,
     ) -> None:
-        _check_table(table, store, model)
+        check_table(table, store, model)
         self.module, self.model = model, cast(SessionModel, model)
         self.table, self.options, self.output = table, options, output
-        self.device = _device(options.device)
+        self.device = choose_device(options.device)
         model.to(self.device)
+        self.lane_count = options.lanes or _lanes_for(
+            store, split.validation_start_us, options.sessions_per_step
+        )
         self.batches = SessionBatches(
             store,
-            lanes=options.lanes,
+            lanes=self.lane_count,
             sessions_per_step=options.sessions_per_step,
             max_length=options.max_length,
             context=self.model.receptive_field,
@@ -185,7 +191,7 @@ class _Run:
                 for name, value in options.to_dict().items()
                 if name not in ("max_steps", "max_epochs", "patience", "checkpoint_s")
             },
-            "model": _config(model),
+            "model": model_config(model),
             "store": store.meta.to_dict(),
             "table": table.checksum,
             "split": split.to_dict(),
@@ -215,9 +221,12 @@ class _Run:
 
     def train(self) -> TrainSummary:
         """Run epochs until one of the limits ends them, then keep the best weights."""
+        started = time.monotonic()
+        before = self.progress.seconds
         stopped = None
         while stopped is None:
             stopped = self._epoch()
+            self.progress.seconds = before + time.monotonic() - started
         self.module.load_state_dict(self.best)
         self.module.eval()
         return self._finish(stopped)
@@ -321,7 +330,7 @@ class _Run:
     def _finish(self, stopped: str) -> TrainSummary:
         progress = self.progress
         save_weights(self.module, self.output / WEIGHTS_FILE)
-        write_json(self.output / CONFIG_FILE, _config(self.module))
+        write_json(self.output / CONFIG_FILE, model_config(self.module))
         write_json(
             self.output / CURVE_FILE,
             {
@@ -354,7 +363,7 @@ class _Run:
         return summary
 
     def _start_lanes(self) -> Tensor:
-        return self.model.initial_state(self.options.lanes).detach().clone()
+        return self.model.initial_state(self.lane_count).detach().clone()
 
     def _mean_loss(self) -> float:
         return self.progress.loss_sum / max(self.progress.loss_targets, 1)
@@ -369,46 +378,18 @@ class _Run:
         )
 
 
-def _check_table(table: ItemTable, store: SessionStore, model: nn.Module) -> None:
-    if len(table) < store.meta.items:
-        raise InputError(
-            f"the item table {table.directory} has {len(table)} rows but the sessions were cut "
-            f"with an index of {store.meta.items} items; embed the items of the same index"
-        )
-    item_dim = _config(model).get("item_dim")
-    if item_dim != table.dim:
-        raise InputError(
-            f"the model expects items of width {item_dim} but the table {table.directory} has "
-            f"{table.dim}; build the model with item_dim={table.dim}"
-        )
-    for first in range(0, len(table), _ITEMS_PER_CHECK):
-        finite = np.isfinite(table.vectors[first : first + _ITEMS_PER_CHECK]).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                f"the item table {table.directory} has a NaN or infinite value in row "
-                f"{first + int(np.argmin(finite))}; embed the items again"
-            )
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        raise InputError(f"{type(model).__name__} has no config to save with its weights")
-    return dict(config.to_dict())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("TrainOptions.device is cuda but no CUDA device is present; use cpu")
-    return torch.device(name)
-
-
 def _target_counts(store: SessionStore, end_us: int, items: int) -> NDArray[np.int64]:
     lengths = np.diff(store.session_offsets)
     learnt = np.repeat(store.session_starts_us() < end_us, lengths)
     return np.bincount(store.item_rows[learnt], minlength=items)
+
+
+def _lanes_for(store: SessionStore, end_us: int, sessions_per_step: int) -> int:
+    """Return the lanes that give a step about ``_INTERACTIONS_PER_STEP`` interactions."""
+    lengths = np.diff(store.session_offsets)[store.session_starts_us() < end_us]
+    mean = float(lengths.mean()) if len(lengths) else 1.0
+    wanted = round(_INTERACTIONS_PER_STEP / (sessions_per_step * mean))
+    return min(max(wanted, _FEWEST_LANES), _MOST_LANES)
 
 
 def _step_seed(seed: int, step: int) -> int:

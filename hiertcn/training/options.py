@@ -17,7 +17,8 @@ class TrainOptions:
     """How HierTCN is trained; defaults suit logs of 10,000 to 10 M interactions on a CPU.
 
     Attributes:
-        lanes: users trained side by side (the paper's batch size is 32).
+        lanes: users trained side by side (the paper's batch size is 32); 0 chooses from 8 to 256
+            so that a step holds about 512 interactions.
         sessions_per_step: sessions of each lane in one step; back-propagation ends with the step.
         max_length: interactions beyond which a session is trained in pieces.
         learning_rate: Adam's, after ``warmup_steps`` of linear increase.
@@ -46,10 +47,10 @@ class TrainOptions:
         InputError: a value is out of range.
     """
 
-    lanes: int = 32
+    lanes: int = 0
     sessions_per_step: int = 4
     max_length: int = 200
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 100
     decay: float = 0.5
     weight_decay: float = 0.0
@@ -71,7 +72,6 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name in (
-            "lanes",
             "sessions_per_step",
             "max_length",
             "max_epochs",
@@ -80,6 +80,7 @@ class TrainOptions:
         ):
             self._require(name, getattr(self, name) >= 1, "a whole number >= 1")
         for name in (
+            "lanes",
             "warmup_steps",
             "weight_decay",
             "random_negatives",
