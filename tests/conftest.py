@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import build_neighbor_index
@@ -60,6 +62,31 @@ def exported_model(tmp_path_factory: pytest.TempPathFactory) -> ExportModel:
         return made[seed]
 
     return make
+
+
+def _copy_with_other_weights(
+    source: ExportedModel, model: torch.nn.Module, directory: Path
+) -> None:
+    """A second model of the same shape, without paying for a second trace."""
+    from models.hiertcn_serving import GruStep, TcnCone
+
+    for name, kind in (("tcn", TcnCone), ("gru_step", GruStep)):
+        old, new = kind(source.model).state_dict(), kind(model).state_dict()
+        graph = onnx.load(source.files[name])
+        replaced = set()
+        for initializer in graph.graph.initializer:
+            value = numpy_helper.to_array(initializer)
+            for key, weight in old.items():
+                # The exporter stores the weight of a Linear transposed.
+                for turn in (lambda array: array, np.transpose):
+                    if np.array_equal(turn(weight.numpy()), value):
+                        turned = np.ascontiguousarray(turn(new[key].numpy()))
+                        initializer.CopyFrom(numpy_helper.from_array(turned, initializer.name))
+                        replaced.add(key)
+        assert replaced == set(old)
+        (directory / name).mkdir(parents=True)
+        onnx.save(graph, directory / name / "model.onnx")
+    np.save(directory / "start_state.npy", model.start_state.detach().numpy())
 
 
 ReleaseParts = Callable[[int], dict[str, Path]]
