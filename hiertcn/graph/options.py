@@ -1,0 +1,60 @@
+"""What a graph build can be told: one options object for edges, merge and engine."""
+
+import datetime
+from dataclasses import dataclass
+
+from hiertcn.errors import InputError
+
+_SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """How co-interactions become edges.
+
+    Attributes:
+        window_s: seconds; two interactions of one user at most this far apart make an edge.
+        max_followers: an event is paired with at most this many next events of its user.
+        window_days: days of partitions merged, counting back from ``as_of``.
+        half_life_days: days after which a co-interaction weighs half; 0 means no decay.
+        top_n: neighbors kept per item, by weight.
+        as_of: newest date merged, ``YYYY-MM-DD``; empty means the newest partition's date.
+        memory_limit: what DuckDB may hold in memory, such as ``4GB``; the rest spills to disk.
+        threads: DuckDB's threads; 0 means one per core.
+        chunk_events: events per query while partitions are built (a day is never divided).
+    """
+
+    window_s: float = 600.0
+    max_followers: int = 20
+    window_days: int = 90
+    half_life_days: float = 30.0
+    top_n: int = 50
+    as_of: str = ""
+    memory_limit: str = "4GB"
+    threads: int = 0
+    chunk_events: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.window_s <= _SECONDS_PER_DAY:
+            raise InputError(
+                f"window_s is {self.window_s}; expected seconds, above 0 and at most "
+                f"{_SECONDS_PER_DAY} (one day)"
+            )
+        for name in ("max_followers", "window_days", "top_n", "chunk_events"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.half_life_days < float("inf"):
+            raise InputError(
+                f"half_life_days is {self.half_life_days}; expected days, 0 (no decay) or more"
+            )
+        if self.threads < 0:
+            raise InputError(
+                f"threads is {self.threads}; expected 0 (one per core) or a number of threads"
+            )
+        if self.as_of:
+            try:
+                datetime.date.fromisoformat(self.as_of)
+            except ValueError:
+                raise InputError(
+                    f"as_of is {self.as_of!r}; expected a date as YYYY-MM-DD or nothing"
+                ) from None
