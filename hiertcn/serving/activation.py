@@ -165,6 +165,7 @@ class Activation:
             await self._blocking(self._repository.verify, number)
             await self._load(number)
             release = await self._blocking(ServingRelease, self._repository, number)
+            await self._blocking(release.warm)
             await self._models.warm(release)
             if flip:
                 await self._blocking(self._repository.activate, number)

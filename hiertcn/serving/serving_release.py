@@ -95,6 +95,13 @@ class ServingRelease:
         """What the snapshot knows of the user, None for an unknown user."""
         return self.snapshot.lookup(user_id)
 
+    def warm(self) -> None:
+        """Make every look-up once, so that none is compiled or faulted in under a request."""
+        first = self.items.ids([0])
+        rows = self.item_rows([*first, ""])
+        self.user_snapshot("")
+        self.neighbors.search(self.table.gather(rows[:1]), 1)
+
     def _check_shapes(self, dim: int | None) -> None:
         layers, hidden = self.start_state.shape if self.start_state.ndim == 2 else (0, 0)
         facts = (

@@ -89,6 +89,7 @@ async def _serve(options: ServeOptions) -> None:
             },
         )
         parts.callback((state_dir / SERVING_FILE).unlink, missing_ok=True)
+        _log.info("ready; where everything is says %s", state_dir / SERVING_FILE)
         await stopping.wait()
         _log.info("stopping: no new requests, those in flight finish")
 

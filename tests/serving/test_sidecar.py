@@ -1,22 +1,17 @@
 """The sidecar over real gRPC on the real Triton: what a caller may rely on."""
 
 import concurrent.futures
-import json
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from hiertcn.errors import InputError, ReleaseError, ServingError
+from hiertcn.errors import InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.client import AsyncRecommenderClient, Interaction, RecommenderClient
-from hiertcn.serving.triton import TritonServer
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -370,6 +365,8 @@ def test_a_state_folder_in_use_is_named(running, shared_toy, shared_triton, star
 
 
 def test_no_sidecar_is_a_serving_error():
-    with RecommenderClient("127.0.0.1:1", timeout_s=1.0) as client:
-        with pytest.raises(ServingError, match="127.0.0.1:1"):
-            client.recommend("ada")
+    with (
+        RecommenderClient("127.0.0.1:1", timeout_s=1.0) as client,
+        pytest.raises(ServingError, match=r"127\.0\.0\.1:1"),
+    ):
+        client.recommend("ada")
