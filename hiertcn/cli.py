@@ -117,8 +117,7 @@ def serve(
 ) -> None:
     """Start Triton and the sidecar, and serve until SIGTERM or Ctrl-C."""
     from hiertcn.release.repository import ReleaseRepository
-    from hiertcn.serving.sidecar import SidecarOptions
-    from hiertcn.serving.supervisor import ServeOptions
+    from hiertcn.serving.options import ServeOptions, SidecarOptions
     from hiertcn.serving.supervisor import serve as serve_forever
 
     logging.basicConfig(

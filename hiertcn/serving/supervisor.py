@@ -10,37 +10,22 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from hiertcn.errors import HiertcnError, InputError
+from hiertcn.errors import HiertcnError
 from hiertcn.files import write_json
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.sidecar import Sidecar, SidecarOptions
-from hiertcn.serving.triton import TritonServer
+from hiertcn.serving.options import ServeOptions
+from hiertcn.serving.preflight import check_before_starting
+
+if TYPE_CHECKING:
+    from hiertcn.serving.triton import TritonServer
 
 _log = logging.getLogger(__name__)
 
 SERVING_FILE: Final = "serving.json"
 _CHECK_S: Final = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """What to serve, and where.
-
-    Attributes:
-        sidecar: the sidecar's options; ``triton_url`` is set from Triton if one is started.
-        triton_url: ``host:port`` of a running Triton's gRPC door; None starts one.
-        triton_grpc_port: gRPC port of the Triton that is started; 0 takes any free one.
-        triton_http_port: HTTP port of the Triton that is started; 0 takes any free one.
-    """
-
-    sidecar: SidecarOptions
-    triton_url: str | None = None
-    triton_grpc_port: int = 8001
-    triton_http_port: int = 8000
 
 
 def serve(options: ServeOptions) -> None:
@@ -54,11 +39,14 @@ def serve(options: ServeOptions) -> None:
 
 
 async def _serve(options: ServeOptions) -> None:
+    check_before_starting(options)
+    # Imported late, so that what the check finds is said at once and not after seconds of imports.
+    from hiertcn.serving.sidecar import Sidecar
+
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    _check_before_starting(options)
     state_dir = options.sidecar.state_dir
     async with contextlib.AsyncExitStack() as parts:
         triton: TritonServer | None = None
@@ -94,39 +82,9 @@ async def _serve(options: ServeOptions) -> None:
         _log.info("stopping: no new requests, those in flight finish")
 
 
-def _check_before_starting(options: ServeOptions) -> None:
-    """Say what is wrong before spending seconds on a start that must fail."""
-    repository = ReleaseRepository(options.sidecar.repository)
-    if not repository.root.is_dir():
-        raise InputError(
-            f"the release repository {repository.root} does not exist; publish a release there "
-            "with 'python -m pipelines run', or give another --repository"
-        )
-    if repository.current() is None:
-        raise InputError(
-            f"{repository.root} has no current release; publish one with 'python -m pipelines "
-            "run', or activate one with 'hiertcn releases activate'"
-        )
-    ports = [("--port", options.sidecar.port)]
-    if options.sidecar.metrics_port is not None:
-        ports.append(("--metrics-port", options.sidecar.metrics_port))
-    for option, port in ports:
-        _check_port(option, options.sidecar.host, port)
+def _started_triton(options: ServeOptions) -> "TritonServer":
+    from hiertcn.serving.triton import TritonServer
 
-
-def _check_port(option: str, host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"{option} {port} on {host} cannot be bound ({error.strerror}); stop what holds "
-                "it or give another"
-            ) from None
-
-
-def _started_triton(options: ServeOptions) -> TritonServer:
     triton = TritonServer(
         ReleaseRepository(options.sidecar.repository).triton_repository,
         grpc_port=options.triton_grpc_port,
@@ -136,7 +94,7 @@ def _started_triton(options: ServeOptions) -> TritonServer:
     return triton.__enter__()
 
 
-async def _keep_alive(triton: TritonServer) -> None:
+async def _keep_alive(triton: "TritonServer") -> None:
     """Restart a Triton that died; the sidecar answers by fallback meanwhile."""
     while True:
         await asyncio.sleep(_CHECK_S)
@@ -149,7 +107,7 @@ async def _keep_alive(triton: TritonServer) -> None:
             _log.error("Triton could not be restarted: %s", error)
 
 
-def _restart(triton: TritonServer) -> None:
+def _restart(triton: "TritonServer") -> None:
     triton.stop()
     triton.start()
     triton.wait_ready()

@@ -26,7 +26,8 @@ from hiertcn.items.table import ItemTable
 from hiertcn.release.manifest import FileEntry, Manifest
 from hiertcn.release.repository import MODELS, ReleaseRepository
 from hiertcn.serving.client import RecommenderClient
-from hiertcn.serving.sidecar import Sidecar, SidecarOptions
+from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.sidecar import Sidecar
 from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
 from hiertcn.serving.triton import TritonServer
 

@@ -343,7 +343,8 @@ def test_the_asyncio_client_answers_alike(running, toy):
 
 
 def test_a_port_in_use_is_named(running, shared_toy, shared_triton, tmp_path):
-    from hiertcn.serving.sidecar import Sidecar, SidecarOptions
+    from hiertcn.serving.options import SidecarOptions
+    from hiertcn.serving.sidecar import Sidecar
 
     async def start_on_the_same_port():
         await Sidecar(

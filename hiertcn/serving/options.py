@@ -1,0 +1,72 @@
+"""How a sidecar and the process around it run; importing this costs nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiertcn.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidecarOptions:
+    """How a sidecar runs.
+
+    Attributes:
+        repository: the release repository's root, or its ``triton_repo``.
+        triton_url: ``host:port`` of Triton's gRPC door.
+        state_dir: folder of the log, the records and the exported events; one sidecar each.
+        host: address to listen on.
+        port: gRPC port; 0 takes any free one.
+        metrics_port: Prometheus port; 0 takes any free one, None serves no metrics.
+        model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
+        batch_delay_s: longest that a request waits for others to share a call with, in seconds.
+        max_batch: most requests in one call to Triton.
+        journal_entries: most interactions kept in a user's record.
+        segment_bytes: size at which a log segment is sealed and rolled into parquet.
+        segment_age_s: age in seconds at which it is.
+        drain_s: longest that stopping waits for requests in flight, in seconds.
+    """
+
+    repository: Path
+    triton_url: str
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int | None = None
+    model_deadline_s: float = 0.2
+    batch_delay_s: float = 0.001
+    max_batch: int = 64
+    journal_entries: int = 4096
+    segment_bytes: int = 64 << 20
+    segment_age_s: float = 3600.0
+    drain_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise InputError(f"{name} is {value}; expected 0 to 65535")
+        for name in ("model_deadline_s", "max_batch", "journal_entries", "segment_bytes"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise InputError(f"{name} is {value}; expected more than 0")
+        for name in ("batch_delay_s", "drain_s"):
+            value = getattr(self, name)
+            if not 0 <= value <= 60:
+                raise InputError(f"{name} is {value}; expected 0 to 60 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What to serve, and where.
+
+    Attributes:
+        sidecar: the sidecar's options; ``triton_url`` is set from Triton if one is started.
+        triton_url: ``host:port`` of a running Triton's gRPC door; None starts one.
+        triton_grpc_port: gRPC port of the Triton that is started; 0 takes any free one.
+        triton_http_port: HTTP port of the Triton that is started; 0 takes any free one.
+    """
+
+    sidecar: SidecarOptions
+    triton_url: str | None = None
+    triton_grpc_port: int = 8001
+    triton_http_port: int = 8000
