@@ -244,16 +244,13 @@ class ReleaseRepository:
     def remove_leftovers(self) -> None:
         """Delete what killed publishers left without a manifest; the caller holds the lock."""
         complete = set(self.numbers())
-        candidates = [
-            *self.root.glob("releases/*"),
-            *self.root.glob("releases/.*.partial"),
-            *self.triton_repository.glob("*/*/"),
-        ]
-        for path in candidates:
-            number = path.name.removeprefix(".").removesuffix(".partial")
-            if path.is_dir() and number.isdecimal() and int(number) not in complete:
+        folders = [*self.root.glob("releases/*/"), *self.triton_repository.glob("*/*/")]
+        for path in folders:
+            if path.name.isdecimal() and int(path.name) not in complete:
                 _log.warning("removing %s, left by a publisher that did not finish", path)
                 shutil.rmtree(path, ignore_errors=True)
+        for path in [*self.root.glob(".*.partial"), *self.triton_repository.glob("*/.*.partial")]:
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 600.0) -> Iterator[None]:
