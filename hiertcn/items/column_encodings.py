@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
 
 from hiertcn.errors import InputError
 from hiertcn.items.column_choice import ColumnKind
@@ -234,6 +233,9 @@ class _Moments:
 
 
 def _svd_components(sample: NDArray[np.float32], components: int, seed: int) -> NDArray[np.float32]:
+    # Here, because importing scikit-learn takes seconds that a reader of features need not wait.
+    from sklearn.utils.extmath import randomized_svd
+
     found = min(components, *sample.shape)
     _, _, directions = randomized_svd(sample, found, n_iter=5, random_state=seed)
     projected = sample @ directions.T

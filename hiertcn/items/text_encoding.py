@@ -15,8 +15,6 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.utils.extmath import randomized_svd
 
 from hiertcn.items.column_choice import ColumnKind
 from hiertcn.items.column_encodings import Block, Known
@@ -93,6 +91,9 @@ class TextFitter:
 
     def finish(self) -> TextEncoding | None:
         """See :class:`ColumnFitter`; None also if no text holds a word."""
+        # Here, because importing scikit-learn takes seconds that a reader of features need not wait.
+        from sklearn.utils.extmath import randomized_svd
+
         vectorizer = _vectorizer(max_features=_VOCABULARY)
         analyze = vectorizer.build_analyzer()
         texts = [text for text in self._texts if analyze(text)]
@@ -116,4 +117,6 @@ class TextFitter:
 
 
 def _vectorizer(**options: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True, **options)
