@@ -5,9 +5,10 @@ Not a component itself. It runs inside a step, on a cluster as in a local run:
 - An error of the user's making (hiertcn/errors.py) ends the step with its one sentence as the last
   log line and its exit code, without a traceback. Anything else keeps its traceback. (In a local
   run the sentence goes into the records instead: the command repeats it as its own last line.)
-- The local runner sets two environment variables. ``HIERTCN_STEP_RECORDS`` names a JSON-lines
-  file to which each step appends how it ended; ``HIERTCN_SNAPSHOTS`` a folder in which outputs
-  are kept under their content's hash. On a cluster neither is set and nothing is written.
+- The local runner sets environment variables. ``HIERTCN_STEP_RECORDS`` names a JSON-lines file to
+  which each step appends how it ended; ``HIERTCN_SNAPSHOTS`` a folder in which outputs are kept
+  under their content's hash; ``HIERTCN_SOURCE`` is the hash of the program. On a cluster none of
+  them is set and nothing is written.
 - Kubeflow's cache keys on a step's parameters and on the *names* of its input artifacts, never on
   what they hold. So every step hands on a lineage: a hash over the step's name, its parameters and
   the lineages it received, which changes whenever anything upstream does.
@@ -27,6 +28,7 @@ from typing import Any, Final
 
 RECORDS: Final = "HIERTCN_STEP_RECORDS"
 SNAPSHOTS: Final = "HIERTCN_SNAPSHOTS"
+SOURCE: Final = "HIERTCN_SOURCE"
 STARTED: Final = "started"
 FINISHED: Final = "finished"
 FAILED: Final = "failed"
@@ -113,6 +115,25 @@ def keep_under(digest: str, artifact: Any) -> None:
     artifact.uri = str(kept)
 
 
+@contextlib.contextmanager
+def resumable_folder(output: Path, checkpoint_store: str, lineage: str) -> Iterator[Path]:
+    """Yield the folder to train into; what it holds at the end becomes ``output``.
+
+    With a checkpoint store it is the same folder for every try at the same inputs with the same
+    program, so a training that was killed resumes where its last checkpoint left it, in another
+    process or pod. Without a store it is ``output`` itself.
+    """
+    if not checkpoint_store:
+        yield output
+        return
+    folder = Path(checkpoint_store) / f"{lineage[:16]}-{os.environ.get(SOURCE, '')[:8]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    yield folder
+    output.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, output)
+    _log.info("moved %s to %s", folder, output)
+
+
 def _record(**values: Any) -> bool:
     """Tell the local runner, if there is one; return whether there is."""
     path = os.environ.get(RECORDS)
@@ -124,11 +145,12 @@ def _record(**values: Any) -> bool:
 
 
 def _log_to_stderr() -> None:
+    # Kubeflow's executor has the root logger print every library's chatter.
+    logging.getLogger().setLevel(logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("hiertcn", "models", "components"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
-        # Kubeflow's executor configures the root logger as well; each line is wanted once.
         logger.propagate = False

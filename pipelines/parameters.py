@@ -245,7 +245,7 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="lanes",
-        default=64,
+        default=32,
         group=_MODEL,
         unit="users",
         help="Users trained on side by side: the queues of the mini-batch generator.",
@@ -256,6 +256,14 @@ PARAMETERS: Final = (
         group=_MODEL,
         unit="sessions",
         help="Sessions of each lane in one step; gradients reach no further back.",
+    ),
+    Parameter(
+        name="checkpoint_store",
+        default="",
+        group=_MODEL,
+        unit="folder",
+        help="Where an unfinished training keeps its checkpoint, so that the next try resumes it; "
+        "empty starts over. A local run keeps it in its work directory.",
     ),
     Parameter(
         name="seed", default=0, group=_MODEL, help="Seed of everything random in the pipeline."

@@ -1,0 +1,44 @@
+"""Step 9: compute every user's state with the model that will serve."""
+
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+
+def backfill_user_states(
+    lineage: str,
+    sessions: Input[Dataset],
+    item_table: Input[Artifact],
+    onnx: Input[Artifact],
+    user_states: Output[Artifact],
+) -> str:
+    """Fold every user's closed sessions through the exported ``gru_step``.
+
+    Args:
+        lineage: lineage of the exported models, and so of sessions and item table.
+        sessions: the session store.
+        item_table: the item table.
+        onnx: the exported models and the start state.
+        user_states: the state snapshot that the sidecar starts from.
+
+    Returns:
+        The lineage of the states.
+    """
+    from components.step import step
+
+    with step("backfill_user_states", locals()) as running:
+        from pathlib import Path
+
+        import numpy as np
+
+        from hiertcn.items.table import ItemTable
+        from hiertcn.serving.backfill import backfill_states
+        from hiertcn.sessions.store import SessionStore
+
+        exported = Path(onnx.path)
+        backfill_states(
+            SessionStore.open(Path(sessions.path)),
+            ItemTable.open(Path(item_table.path)),
+            exported / "gru_step" / "model.onnx",
+            np.load(exported / "start_state.npy", allow_pickle=False),
+            Path(user_states.path),
+        )
+    return running.lineage

@@ -1,0 +1,135 @@
+"""Step 7: measure the model beside baselines and the serving release, and judge it."""
+
+from typing import NamedTuple
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+
+def evaluate(
+    lineage: str,
+    candidates: str,
+    max_requests: int,
+    tolerance: float,
+    oracle: str,
+    seed: int,
+    repository: str,
+    parent_release: int,
+    snapshot: Input[Dataset],
+    item_index: Input[Artifact],
+    graph: Input[Artifact],
+    item_encoder: Input[Model],
+    sessions: Input[Dataset],
+    item_table: Input[Artifact],
+    model: Input[Model],
+    evaluation: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+) -> NamedTuple("Outputs", [("passed", bool), ("reason", str)]):  # type: ignore[valid-type]
+    """Rank the newest sessions' interactions and decide whether the model may serve.
+
+    Args:
+        lineage: lineage of the model, and so of everything it was made from.
+        candidates: auto, impressions or catalogue.
+        max_requests: evaluate on a sample of at most this many interactions.
+        tolerance: share of the serving release's MRR that may be lost.
+        oracle: the simulator's oracle folder, or empty.
+        seed: seed of the sample.
+        repository: release repository that holds the serving release.
+        parent_release: serving release, 0 if none.
+        snapshot: the ingested log, for its statistics.
+        item_index: id <-> row.
+        graph: the item graph, for its statistics.
+        item_encoder: the encoder, for its training curve.
+        sessions: the session store.
+        item_table: the item table.
+        model: the trained model.
+        evaluation: ``evaluation.json`` and ``gate.json``.
+        report: one self-contained HTML page.
+        metrics: the main metrics, for Kubeflow's page of the run.
+
+    Returns:
+        Whether the gate lets the model pass, and its reason in one sentence.
+    """
+    from components.step import step
+
+    with step("evaluate", locals()):
+        from pathlib import Path
+        from typing import cast
+
+        from hiertcn.evaluation.evaluate import evaluate as rank_all
+        from hiertcn.evaluation.gate import decide
+        from hiertcn.evaluation.oracle import join_oracle
+        from hiertcn.evaluation.pools import CandidateSource
+        from hiertcn.evaluation.protocol import Ranker, build_requests
+        from hiertcn.evaluation.report import write_report
+        from hiertcn.evaluation.results import kfp_metrics
+        from hiertcn.files import read_json, whole_directory, write_json
+        from hiertcn.items.index import IdIndex
+        from hiertcn.items.table import ItemTable
+        from hiertcn.release.repository import ReleaseRepository
+        from hiertcn.sessions.split import split_by_time
+        from hiertcn.sessions.store import SessionStore
+        from models.baselines import MV, MaxItem, Popularity
+        from models.hiertcn import load_hiertcn
+        from models.hiertcn_ranker import HierTCNRanker
+
+        index = IdIndex.open(Path(item_index.path))
+        table = ItemTable.open(Path(item_table.path))
+        store = SessionStore.open(Path(sessions.path))
+        split = split_by_time(store)
+        requests = build_requests(store, split.test_start_us, max_requests=max_requests, seed=seed)
+        rankers: list[Ranker] = [
+            HierTCNRanker(load_hiertcn(Path(model.path)), store, table),
+            Popularity.fit(store, len(table), split.test_start_us),
+            MV(store, table),
+            MaxItem(store, table),
+        ]
+        serving = f"serving release {parent_release}" if parent_release else None
+        if serving:
+            parent = ReleaseRepository(repository).path(parent_release)
+            rankers.append(
+                HierTCNRanker(
+                    load_hiertcn(parent / "model"),
+                    store,
+                    ItemTable.open(parent / "item_table"),
+                    name=serving,
+                )
+            )
+        result = rank_all(
+            rankers,
+            store,
+            requests,
+            items=len(table),
+            candidates=cast(CandidateSource, candidates),
+            oracle=join_oracle(Path(oracle), store, requests, index) if oracle else None,
+            seed=seed,
+        )
+        decision = decide(result, serving=serving, tolerance=tolerance)
+        with whole_directory(Path(evaluation.path)) as folder:
+            write_json(folder / "evaluation.json", result.to_dict())
+            write_json(folder / "gate.json", decision.to_dict())
+        for name, value in kfp_metrics(result).items():
+            metrics.log_metric(name, value)
+        write_report(
+            Path(report.path),
+            facts={
+                "events": f"{snapshot.metadata['events']:.0f}",
+                "users": f"{snapshot.metadata['users']:.0f}",
+                "items": f"{snapshot.metadata['items']:.0f}",
+                "snapshot": snapshot.metadata["hash"][:16],
+                "serving release": parent_release or "none",
+            },
+            evaluation=result,
+            gate=decision,
+            serving=serving,
+            data_statistics=read_json(Path(snapshot.path) / "statistics.json"),
+            graph_statistics=read_json(Path(graph.path) / "statistics.json"),
+            encoder_curve=read_json(Path(item_encoder.path) / "curve.json"),
+            model_curve=read_json(Path(model.path) / "curve.json"),
+        )
+
+    class Outputs(NamedTuple):
+        passed: bool
+        reason: str
+
+    return Outputs(decision.passed, decision.reason)

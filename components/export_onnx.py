@@ -1,0 +1,38 @@
+"""Step 8: export the served models to ONNX and prove that they compute the same."""
+
+from kfp.dsl import Artifact, Input, Model, Output
+
+
+def export_onnx(
+    lineage: str,
+    model: Input[Model],
+    onnx: Output[Artifact],
+) -> str:
+    """Export ``tcn`` and ``gru_step``; a difference from torch beyond tolerance is an error.
+
+    Args:
+        lineage: lineage of the model.
+        model: the trained model.
+        onnx: ``tcn/model.onnx``, ``gru_step/model.onnx``, ``start_state.npy``, ``parity.json``.
+
+    Returns:
+        The lineage of the exported models.
+    """
+    from components.step import step
+
+    with step("export_onnx", locals()) as running:
+        from pathlib import Path
+
+        from hiertcn.export.serving_models import export_serving_models
+        from models.hiertcn import load_hiertcn
+        from models.hiertcn_serving import GruStep, TcnCone
+
+        trained = load_hiertcn(Path(model.path))
+        export_serving_models(
+            TcnCone(trained).eval(),
+            GruStep(trained).eval(),
+            trained.start_state.detach().numpy(),
+            Path(onnx.path),
+            item_dim=trained.config.item_dim,
+        )
+    return running.lineage

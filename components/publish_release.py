@@ -1,0 +1,103 @@
+"""Step 10: publish the release and make it serve."""
+
+from kfp.dsl import HTML, Artifact, Input, Model
+
+
+def publish_release(
+    lineage: str,
+    release_date: str,
+    repository: str,
+    sidecar: str,
+    keep_releases: int,
+    item_index: Input[Artifact],
+    features: Input[Artifact],
+    item_encoder: Input[Model],
+    item_table: Input[Artifact],
+    neighbor_index: Input[Artifact],
+    popularity: Input[Artifact],
+    model: Input[Model],
+    onnx: Input[Artifact],
+    user_states: Input[Artifact],
+    evaluation: Input[Artifact],
+    report: Input[HTML],
+) -> int:
+    """Publish everything that must agree as one release, and activate it.
+
+    Never cached: every run that gets here publishes.
+
+    Args:
+        lineage: lineage of the states, and so of the whole release.
+        release_date: UTC date, or instant, that the release is numbered by.
+        repository: release repository.
+        sidecar: ``host:port`` of the sidecar that activates it; empty flips the pointer.
+        keep_releases: newest releases to keep.
+        item_index: id <-> row.
+        features: the items' features, which the next release encodes alike.
+        item_encoder: the item encoder, which the next release warm-starts from.
+        item_table: the item table.
+        neighbor_index: its nearest-neighbor index.
+        popularity: decayed interaction counts of the items.
+        model: the trained model, which the next release warm-starts from.
+        onnx: the exported models and the start state.
+        user_states: every user's state.
+        evaluation: metrics and the gate's decision.
+        report: the report.
+
+    Returns:
+        The release's number.
+    """
+    from components.step import step
+
+    with step("publish_release", locals()) as running:
+        import logging
+        from pathlib import Path
+
+        from hiertcn.export.tensors import GRU_STEP, TCN
+        from hiertcn.files import read_json
+        from hiertcn.release.publish import ReleaseInput, publish
+        from hiertcn.release.repository import ReleaseRepository
+
+        log = logging.getLogger("components.publish_release")
+        exported = Path(onnx.path)
+        encoder = Path(item_encoder.path)
+        releases = ReleaseRepository(repository)
+        number = publish(
+            releases,
+            {
+                "item_index": Path(item_index.path),
+                "item_table": Path(item_table.path),
+                "neighbor_index": Path(neighbor_index.path),
+                "popularity.npy": Path(popularity.path) / "popularity.npy",
+                "user_states": Path(user_states.path),
+                "start_state.npy": exported / "start_state.npy",
+                "parity.json": exported / "parity.json",
+                "model": Path(model.path),
+                "item_features": Path(features.path),
+                **{
+                    f"item_encoder/{name}": encoder / name
+                    for name in ("config.json", "model.safetensors", "curve.json")
+                },
+                "report.html": Path(report.path),
+            },
+            {name: exported / name / "model.onnx" for name in (TCN, GRU_STEP)},
+            ReleaseInput(
+                data_date=release_date,
+                metrics={
+                    "evaluation": read_json(Path(evaluation.path) / "evaluation.json"),
+                    "gate": read_json(Path(evaluation.path) / "gate.json"),
+                    "lineage": lineage,
+                },
+            ),
+        )
+        if sidecar:
+            from hiertcn.serving.client import RecommenderClient
+
+            with RecommenderClient(sidecar) as client:
+                client.activate(number)
+        else:
+            releases.activate(number)
+        log.info("release %d is active", number)
+        for removed in releases.prune(keep_releases):
+            log.info("removed release %d, beyond the newest %d", removed, keep_releases)
+        running.record(release=number)
+    return number

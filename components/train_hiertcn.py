@@ -1,0 +1,96 @@
+"""Step 6: train HierTCN on the sessions."""
+
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+
+def train_hiertcn(
+    items_lineage: str,
+    sessions_lineage: str,
+    hidden: int,
+    lanes: int,
+    sessions_per_step: int,
+    learning_rate: float,
+    max_epochs: int,
+    max_steps: int,
+    patience: int,
+    seed: int,
+    checkpoint_store: str,
+    repository: str,
+    parent_release: int,
+    sessions: Input[Dataset],
+    item_table: Input[Artifact],
+    model: Output[Model],
+) -> str:
+    """Train HierTCN from the serving release's weights, or from scratch if nothing serves.
+
+    Args:
+        items_lineage: lineage of the item table.
+        sessions_lineage: lineage of the sessions.
+        hidden: coordinates of a GRU layer's state.
+        lanes: users trained on side by side.
+        sessions_per_step: sessions of each lane in one step.
+        learning_rate: Adam's learning rate.
+        max_epochs: at most this many epochs.
+        max_steps: at most this many steps; 0 sets no limit.
+        patience: epochs without a better validation MRR before training stops.
+        seed: seed of weights, batches and negatives.
+        checkpoint_store: folder for the checkpoint of an unfinished training; empty for none.
+        repository: release repository that holds the serving release.
+        parent_release: serving release, 0 if none.
+        sessions: the session store.
+        item_table: the item table; its vectors stay as they are.
+        model: configuration, weights and training curve.
+
+    Returns:
+        The lineage of the model.
+    """
+    from components.step import resumable_folder, step
+
+    with step("train_hiertcn", locals()) as running:
+        import logging
+        from pathlib import Path
+
+        import torch
+
+        from hiertcn.files import read_json
+        from hiertcn.items.table import ItemTable
+        from hiertcn.release.repository import ReleaseRepository
+        from hiertcn.sessions.split import split_by_time
+        from hiertcn.sessions.store import SessionStore
+        from hiertcn.training.hiertcn import train_hiertcn as train
+        from hiertcn.training.options import TrainOptions
+        from models.hiertcn import HierTCN, HierTCNConfig
+
+        table = ItemTable.open(Path(item_table.path))
+        config = HierTCNConfig(item_dim=table.dim, hidden=hidden)
+        warm_start = None
+        if parent_release:
+            warm_start = ReleaseRepository(repository).path(parent_release) / "model"
+            if read_json(warm_start / "config.json") != config.to_dict():
+                logging.getLogger("components.train_hiertcn").warning(
+                    "release %d has a model of another shape; training from scratch",
+                    parent_release,
+                )
+                warm_start = None
+        store = SessionStore.open(Path(sessions.path))
+        torch.manual_seed(seed)
+        with resumable_folder(Path(model.path), checkpoint_store, running.lineage) as folder:
+            summary = train(
+                HierTCN(config),
+                store,
+                table,
+                split_by_time(store),
+                folder,
+                TrainOptions(
+                    lanes=lanes,
+                    sessions_per_step=sessions_per_step,
+                    learning_rate=learning_rate,
+                    max_epochs=max_epochs,
+                    max_steps=max_steps,
+                    patience=patience,
+                    seed=seed,
+                ),
+                warm_start,
+            )
+        model.metadata.update(summary.to_dict())
+    return running.lineage

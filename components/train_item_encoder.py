@@ -1,0 +1,94 @@
+"""Step 3: learn item embeddings on the graph."""
+
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+
+def train_item_encoder(
+    lineage: str,
+    feature_columns: list[str],
+    item_dim: int,
+    encoder_epochs: int,
+    seed: int,
+    checkpoint_store: str,
+    repository: str,
+    parent_release: int,
+    snapshot: Input[Dataset],
+    item_index: Input[Artifact],
+    graph: Input[Artifact],
+    features: Output[Artifact],
+    item_encoder: Output[Model],
+) -> str:
+    """Train GraphSAGE from the serving release's weights, or from scratch if nothing serves.
+
+    Args:
+        lineage: lineage of the graph, and so of the snapshot.
+        feature_columns: item columns used as features; none uses all usable ones.
+        item_dim: coordinates of an embedding.
+        encoder_epochs: at most this many epochs.
+        seed: seed of walks, features, weights and batches.
+        checkpoint_store: folder for the checkpoint of an unfinished training; empty for none.
+        repository: release repository that holds the serving release.
+        parent_release: serving release, 0 if none.
+        snapshot: the ingested log, for the items file.
+        item_index: id <-> row.
+        graph: the item graph.
+        features: the items' features, encoded as the serving release's were if the options are
+            the same.
+        item_encoder: the encoder's configuration, weights and training curve.
+
+    Returns:
+        The lineage of the encoder.
+    """
+    from components.step import resumable_folder, step
+
+    with step("train_item_encoder", locals()) as running:
+        import json
+        from dataclasses import asdict
+        from pathlib import Path
+
+        import torch
+
+        from hiertcn.files import read_json
+        from hiertcn.graph.csr import CSR
+        from hiertcn.graph.walks import importance_neighborhoods
+        from hiertcn.items.features import FeatureMatrix, FeatureOptions, encode_features
+        from hiertcn.items.index import IdIndex
+        from hiertcn.release.repository import ReleaseRepository
+        from hiertcn.training.item_encoder import train_item_encoder as train
+        from hiertcn.training.item_encoder_options import ItemEncoderOptions
+        from models.graphsage import GraphSAGE, GraphSAGEConfig
+
+        parent = ReleaseRepository(repository).path(parent_release) if parent_release else None
+        options = FeatureOptions(columns=tuple(feature_columns), seed=seed)
+        previous = None
+        if parent is not None:
+            header = read_json(parent / "item_features" / "header.json")
+            if header["columns"] and header["options"] == json.loads(json.dumps(asdict(options))):
+                previous = FeatureMatrix.open(parent / "item_features")
+        items = Path(snapshot.path) / "items.parquet"
+        matrix = encode_features(
+            items if items.exists() else None,
+            IdIndex.open(Path(item_index.path)),
+            Path(features.path),
+            options,
+            previous=previous,
+        )
+        csr = CSR.open(Path(graph.path))
+        torch.manual_seed(seed)
+        encoder = GraphSAGE(
+            GraphSAGEConfig(items=csr.items, feature_dim=len(matrix.names), dim=item_dim)
+        )
+        with resumable_folder(Path(item_encoder.path), checkpoint_store, running.lineage) as folder:
+            summary = train(
+                encoder,
+                matrix if matrix.names else None,
+                importance_neighborhoods(csr, seed=seed),
+                csr,
+                folder,
+                ItemEncoderOptions(epochs=encoder_epochs, seed=seed),
+                parent / "item_encoder" if parent is not None else None,
+            )
+        item_encoder.metadata.update(
+            steps=summary.steps, best_epoch=summary.best_epoch, hit_rate=summary.hit_rate or 0.0
+        )
+    return running.lineage
