@@ -233,7 +233,7 @@ class _Moments:
 
 
 def _svd_components(sample: NDArray[np.float32], components: int, seed: int) -> NDArray[np.float32]:
-    # Here, because importing scikit-learn takes seconds that a reader of features need not wait.
+    # Here, because importing scikit-learn takes seconds that readers of features need not wait.
     from sklearn.utils.extmath import randomized_svd
 
     found = min(components, *sample.shape)

@@ -91,7 +91,7 @@ class TextFitter:
 
     def finish(self) -> TextEncoding | None:
         """See :class:`ColumnFitter`; None also if no text holds a word."""
-        # Here, because importing scikit-learn takes seconds that a reader of features need not wait.
+        # Here, because importing scikit-learn takes seconds that readers of features need not wait.
         from sklearn.utils.extmath import randomized_svd
 
         vectorizer = _vectorizer(max_features=_VOCABULARY)
