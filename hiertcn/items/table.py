@@ -8,8 +8,8 @@ A table is a folder:
 
 Row r is the vector of the item at row r of the item index. Attaching takes about a millisecond at
 any size; the first touch of each page then waits for the disk unless ``prefault`` read it in.
-Gathering 512 rows of 129 float16 takes 40 us warm. The checksum is not computed on opening (1 to
-5 s a gigabyte, by processor); :meth:`ItemTable.verify` does it when asked.
+Gathering 512 rows of 129 float16 takes 40 us warm. The checksum is not computed on opening (5 s a
+gigabyte on a busy core); :meth:`ItemTable.verify` does it when asked.
 """
 
 import hashlib
