@@ -6,6 +6,7 @@ cut here and ids get no row numbers here.
 """
 
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
@@ -25,7 +28,7 @@ from hiertcn.events.options import IngestOptions
 from hiertcn.events.scan import ROW, connect, quoted
 from hiertcn.events.source import list_files
 from hiertcn.events.staging import StagedLog, out_of_memory, stage_log
-from hiertcn.events.statistics import LogStatistics, log_statistics
+from hiertcn.events.statistics import LogStatistics, statistics_through
 from hiertcn.files import sha256, whole_directory, write_json
 
 __all__ = ["IngestOptions", "IngestSummary", "ingest"]
@@ -33,6 +36,7 @@ __all__ = ["IngestOptions", "IngestSummary", "ingest"]
 _log = logging.getLogger(__name__)
 
 _DAY_US = 86_400_000_000
+_ROWS_PER_GROUP = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +127,20 @@ def ingest(
             rejected = _write_rejects(connection, aside / "rejects.parquet")
             first_us = _scalar(connection, "SELECT min(time_us) FROM events")
             event_types = _event_types(connection, log)
+            statistics = statistics_through(
+                connection, aside / "events", session_gap_s=options.session_gap_s
+            )
             has_impressions = log.has_impressions and bool(
                 _scalar(connection, "SELECT count(impressions) FROM events")
             )
         except duckdb.OutOfMemoryException as error:
             raise out_of_memory(options.memory_limit, error) from error
+        except duckdb.IOException as error:
+            if "No space left" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error)) from error
         finally:
             connection.close()
-        statistics = log_statistics(
-            aside / "events",
-            session_gap_s=options.session_gap_s,
-            memory_limit=options.memory_limit,
-        )
         content = _content_hashes(aside)
         summary = IngestSummary(
             output=output,
@@ -170,29 +176,37 @@ def ingest(
 def _write_partitions(
     connection: duckdb.DuckDBPyConnection, log: StagedLog, directory: Path
 ) -> None:
-    columns = [
-        f"user_id AS {USER_ID}",
-        f"item_id AS {ITEM_ID}",
-        f"make_timestamp(time_us)::TIMESTAMPTZ AS {TIMESTAMP}",
-    ]
+    columns = {
+        USER_ID: ("user_id", pa.string()),
+        ITEM_ID: ("item_id", pa.string()),
+        TIMESTAMP: ("time_us", pa.int64()),
+    }
     if log.has_event_type:
-        columns.append(f"event_type AS {EVENT_TYPE}")
+        columns[EVENT_TYPE] = ("event_type", pa.string())
     if log.has_impressions:
-        columns.append(f"impressions AS {IMPRESSIONS}")
-    rows = connection.execute(
+        columns[IMPRESSIONS] = ("impressions", pa.list_(pa.string()))
+    read = pa.schema([(name, kind) for name, (_, kind) in columns.items()])
+    written = read.set(
+        read.get_field_index(TIMESTAMP), pa.field(TIMESTAMP, pa.timestamp("us", tz="UTC"))
+    )
+    selected = ", ".join(f"{source} AS {name}" for name, (source, _) in columns.items())
+    days = connection.execute(
         f"SELECT DISTINCT time_us // {_DAY_US} AS day FROM events ORDER BY day"
     ).fetchall()
-    for (day,) in tqdm(rows, desc="write days", unit="day", mininterval=2):
+    for (day,) in tqdm(days, desc="write days", unit="day", mininterval=2):
         date = datetime.date(1970, 1, 1) + datetime.timedelta(days=int(day))
         folder = directory / f"{DATE}={date.isoformat()}"
         folder.mkdir(parents=True)
-        path = folder / "part-0.parquet"
-        connection.execute(
-            f"COPY (SELECT {', '.join(columns)} FROM events "
+        batches = connection.sql(
+            f"SELECT {selected} FROM events "
             f"WHERE time_us >= {day * _DAY_US} AND time_us < {(day + 1) * _DAY_US} "
-            f"ORDER BY user_id, time_us, file_id, {ROW}) "
-            f"TO {quoted(str(path))} (FORMAT parquet, COMPRESSION zstd)"
-        )
+            f"ORDER BY user_id, time_us, file_id, {ROW}"
+        ).to_arrow_reader(_ROWS_PER_GROUP)
+        # Not DuckDB's COPY: that marks columns as never null by what each day happens to hold,
+        # and days of different schemas do not read as one dataset everywhere.
+        with pq.ParquetWriter(folder / "part-0.parquet", written, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_table(pa.Table.from_batches([batch]).cast(read).cast(written))
 
 
 def _write_rejects(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, int]:

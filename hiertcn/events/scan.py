@@ -7,6 +7,7 @@ that does not have the header's number of fields is set aside by DuckDB and can 
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def require_columns(scan: Scan, columns: dict[str, str]) -> None:
 def unreadable(file: SourceFile, error: Exception) -> InputError:
     """Return the error for a file that DuckDB cannot read to its end."""
     kind = "parquet" if file.is_parquet else "CSV"
-    reason = str(error).split("\n", maxsplit=1)[0]
+    reason = str(error).split("\n", maxsplit=1)[0].removeprefix("Invalid Input Error: ")
+    # The path of a download means nothing to the user.
+    reason = re.sub(r"'/[^']*'", "it", reason)
     return InputError(
         f"{file.name} is not a complete {kind} file ({reason}); write it again or remove it"
     )

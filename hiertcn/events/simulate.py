@@ -103,7 +103,7 @@ def simulate(output: Path, options: SimulationOptions) -> SimulationSummary:
         oracle/date=YYYY-MM-DD/part-0.parquet  user_id, item_id, timestamp, rank, candidates
 
     ``rank`` (int32) is that of the chosen item among its ``candidates`` (int32) impressions by
-    the true choice probabilities, ties counted against it. About 150,000 events/s on one core.
+    the true choice probabilities, ties counted against it. About 50,000 events/s on one core.
 
     Raises:
         InputError: the disk is full.

@@ -1,7 +1,7 @@
 """What simulated users do: when they come, what they are shown, and what they choose.
 
 A block of users walks in lockstep over event positions, so the cost is numpy work per event
-(about 200,000 events/s on one core) and the memory is that of one block. A user's long-term
+(about 60,000 events/s on one core) and the memory is that of one block. A user's long-term
 interest drifts slowly from session to session; the session's intent starts near it and then moves
 quickly, towards the topic that follows the item just chosen. Every choice is a softmax draw over
 the true utility of the impressions.
@@ -308,7 +308,7 @@ def _topic_cdf(topics: NDArray[np.float32]) -> NDArray[np.float64]:
 def _draw_from(rng: np.random.Generator, cdf: NDArray[np.float64]) -> NDArray[np.int64]:
     # Rounding can leave the last value a little below 1, hence the minimum.
     drawn: NDArray[np.int64] = (cdf < rng.random(len(cdf))[:, None]).sum(axis=1)
-    return np.minimum(drawn, cdf.shape[1] - 1)
+    return np.minimum(drawn, np.int64(cdf.shape[1] - 1))
 
 
 def _argmax_within(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -73,7 +73,8 @@ def list_files(url: str) -> list[SourceFile]:
     """Return the data files behind a file, glob or folder URL, sorted by name.
 
     In a folder, files are taken by suffix (parquet, pq, parq, csv, tsv, txt; CSV also with .gz or
-    .zst) at any depth; names that start with ``_`` or ``.`` are skipped, as data tools do.
+    .zst) at any depth. In folders and globs, names that start with ``_`` or ``.`` are skipped, as
+    data tools do: they are markers and files still being written.
 
     Raises:
         InputError: nothing is there, it cannot be reached, or its file system has no driver.
@@ -123,17 +124,22 @@ def list_files(url: str) -> list[SourceFile]:
 
 def _expand(file_system: Any, root: str) -> tuple[list[str], bool]:
     if any(mark in root for mark in "*?[") and not file_system.exists(root):
-        paths = [path for path in file_system.glob(root) if file_system.isfile(path)]
-        return [str(path) for path in paths], True
+        first_mark = min(root.find(mark) for mark in "*?[" if mark in root)
+        start = root.rfind("/", 0, first_mark) + 1
+        found = [str(path) for path in file_system.glob(root) if file_system.isfile(path)]
+        return _visible(found, start), True
     if file_system.info(root)["type"] == "directory":
         found = [str(path) for path in file_system.find(root)]
-        start = len(root.rstrip("/")) + 1
-        return [
-            path
-            for path in found
-            if not any(part.startswith(("_", ".")) for part in path[start:].split("/"))
-        ], True
+        return _visible(found, len(root.rstrip("/")) + 1), True
     return [root], False
+
+
+def _visible(paths: list[str], start: int) -> list[str]:
+    return [
+        path
+        for path in paths
+        if not any(part.startswith(("_", ".")) for part in path[start:].split("/"))
+    ]
 
 
 def _is_parquet(path: str) -> bool | None:

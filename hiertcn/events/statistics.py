@@ -87,7 +87,7 @@ def log_statistics(
     with tempfile.TemporaryDirectory(prefix="hiertcn-statistics-") as scratch:
         connection = connect(Path(scratch), memory_limit)
         try:
-            return _compute(connection, Path(events), session_gap_s)
+            return statistics_through(connection, Path(events), session_gap_s=session_gap_s)
         except duckdb.OutOfMemoryException as error:
             raise out_of_memory(memory_limit, error) from error
         except duckdb.Error as error:
@@ -100,16 +100,22 @@ def log_statistics(
             connection.close()
 
 
-def _compute(
-    connection: duckdb.DuckDBPyConnection, events: Path, session_gap_s: float
+def statistics_through(
+    connection: duckdb.DuckDBPyConnection, events: Path, *, session_gap_s: float
 ) -> LogStatistics:
+    """Compute ``log_statistics`` through a connection that is open already.
+
+    Raises:
+        InputError: the folder holds no events.
+        duckdb.Error: it cannot be read, or memory and disk do not suffice.
+    """
     reader = f"read_parquet({quoted(f'{events}/*/*.parquet')}, hive_partitioning = false)"
     columns = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()}
     shown = f"len({IMPRESSIONS})" if IMPRESSIONS in columns else "NULL::BIGINT"
     gap_us = round(session_gap_s * 1e6)
     connection.execute(
         f"""
-        CREATE TEMP TABLE sessions AS
+        CREATE OR REPLACE TEMP TABLE sessions AS
         WITH steps AS (
             SELECT {USER_ID}, {shown} AS shown, epoch_us({TIMESTAMP}) AS time_us,
                 time_us - lag(time_us) OVER (PARTITION BY {USER_ID} ORDER BY time_us) AS pause
