@@ -1,13 +1,15 @@
 """Runs concurrent requests' model calls as one.
 
-A call that finds no other call of its kind under way leaves at the end of the event loop's turn,
-so a lone request waits for nothing; while one is under way, later ones gather for at most a
-millisecond. Triton groups only equal shapes, so sessions are padded to length buckets and each
-bucket gathers for itself. Everything runs on the event loop's thread; results come back in
-futures, an error goes to every request of its batch.
+A call that finds no other of its kind under way leaves at the end of the event loop's turn, so a
+lone request waits for nothing; while one is under way, later ones gather for at most a
+millisecond; while two are, they gather until one ends, so batches grow with the load. Triton
+groups only equal shapes, so sessions are padded to length buckets and each bucket gathers for
+itself. Everything runs on the event loop's thread; results come back in futures, an error goes to
+every request of its batch.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -34,9 +36,14 @@ from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.serving_release import ServingRelease
 
+_log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# One that runs and one that waits behind it keep Triton busy; more would only split batches.
+_MAX_UNDER_WAY: Final = 2
+_COMPLAIN_EVERY_S: Final = 5.0
 _MAX_SENT: Final = LENGTH_BUCKETS[-1]
 
 
@@ -70,30 +77,36 @@ class BatchQueue(Generic[Item, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         waiting = self._waiting.setdefault(key, [])
         waiting.append((item, future))
-        if len(waiting) >= self._max_batch:
-            self._leave(key)
-        elif len(waiting) == 1:
-            self._timers[key] = (
-                loop.call_later(self._max_delay_s, self._leave, key)
-                if self._under_way.get(key)
-                else loop.call_soon(self._leave, key)
-            )
+        under_way = self._under_way.get(key, 0)
+        if under_way < _MAX_UNDER_WAY:
+            if len(waiting) >= self._max_batch:
+                self._leave(key)
+            elif key not in self._timers:
+                self._timers[key] = (
+                    loop.call_later(self._max_delay_s, self._leave, key)
+                    if under_way
+                    else loop.call_soon(self._leave, key)
+                )
         return future
 
     def _leave(self, key: Hashable) -> None:
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
-        batch = self._waiting.pop(key, None)
-        if batch:
-            task = asyncio.ensure_future(self._run_batch(key, batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        waiting = self._waiting.pop(key, None)
+        if not waiting:
+            return
+        batch, rest = waiting[: self._max_batch], waiting[self._max_batch :]
+        if rest:
+            self._waiting[key] = rest
+        self._under_way[key] = self._under_way.get(key, 0) + 1
+        task = asyncio.ensure_future(self._run_batch(key, batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run_batch(
         self, key: Hashable, batch: list[tuple[Item, "asyncio.Future[Result]"]]
     ) -> None:
-        self._under_way[key] = self._under_way.get(key, 0) + 1
         try:
             results = await self._run(key, [item for item, _ in batch])
         except Exception as error:
@@ -110,6 +123,7 @@ class BatchQueue(Generic[Item, Result]):
                 self._under_way[key] = left
             else:
                 del self._under_way[key]
+            self._leave(key)
 
 
 class ModelBatcher:
@@ -135,6 +149,7 @@ class ModelBatcher:
         self._inference = inference
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._complained_at = -_COMPLAIN_EVERY_S
         self._tcn: BatchQueue[
             tuple[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]
         ] = BatchQueue(self._run_tcn, max_batch=max_batch, max_delay_s=max_delay_s)
@@ -253,8 +268,11 @@ class ModelBatcher:
             result: NDArray[np.float32] = await self._inference.run(
                 model, release.number, inputs, output, timeout_s=self._deadline_s
             )
-        except ServingError:
+        except ServingError as error:
             self._metrics.model_errors.labels(model).inc()
+            if began - self._complained_at > _COMPLAIN_EVERY_S:
+                self._complained_at = began
+                _log.warning("%s; ranking without the model", error)
             raise
         self._metrics.model_seconds.labels(model).observe(time.perf_counter() - began)
         self._metrics.model_batch.labels(model).observe(len(result))

@@ -10,9 +10,10 @@ interaction without a time gets the client's clock before it is sent, so a secon
 recognised and recorded once. Times are microseconds since the epoch, UTC; None means now.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -295,21 +296,23 @@ def _recommend_request(
     exclude: Iterable[str],
     timestamp_us: int | None,
 ) -> pb.RecommendRequest:
-    return pb.RecommendRequest(
-        user_id=user_id,
-        k=k,
-        candidates=candidates or (),
-        candidates_only=candidates is not None,
-        exclude=exclude,
-        timestamp_us=timestamp_us or 0,
-    )
+    with _encoding("the recommend request"):
+        return pb.RecommendRequest(
+            user_id=user_id,
+            k=k,
+            candidates=candidates or (),
+            candidates_only=candidates is not None,
+            exclude=exclude,
+            timestamp_us=timestamp_us or 0,
+        )
 
 
 def _record_request(interactions: Sequence[Interaction]) -> pb.RecordInteractionsRequest:
     now_us = time.time_ns() // 1000
-    return pb.RecordInteractionsRequest(
-        interactions=[
-            pb.Interaction(
+    request = pb.RecordInteractionsRequest()
+    for place, interaction in enumerate(interactions):
+        with _encoding(f"interactions[{place}]"):
+            request.interactions.add(
                 user_id=interaction.user_id,
                 item_id=interaction.item_id,
                 timestamp_us=(
@@ -318,9 +321,17 @@ def _record_request(interactions: Sequence[Interaction]) -> pb.RecordInteraction
                 idempotency_key=interaction.idempotency_key,
                 event_type=interaction.event_type,
             )
-            for interaction in interactions
-        ]
-    )
+    return request
+
+
+@contextlib.contextmanager
+def _encoding(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what} cannot be sent ({error}); expected text ids and whole microseconds"
+        ) from None
 
 
 def _recommendation(reply: Any) -> Recommendation:

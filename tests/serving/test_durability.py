@@ -78,7 +78,7 @@ def test_a_killed_sidecar_has_every_acknowledged_interaction_once(serve):
                 client.record([Interaction(user, *one)])
                 acknowledged[user].append(one)
 
-    for life in range(3):
+    for life in range(2):
         serving = serve()
         with concurrent.futures.ThreadPoolExecutor(len(users)) as pool:
             futures = [
@@ -87,7 +87,7 @@ def test_a_killed_sidecar_has_every_acknowledged_interaction_once(serve):
             ]
             # The fold runs in between, so state is written while the process dies.
             with RecommenderClient(serving.address) as client:
-                for _ in range(10):
+                for _ in range(4):
                     for user in users:
                         client.recommend(user, timestamp_us=T0 + HOUR_US * (life + 1))
             serving.end(signal.SIGKILL)

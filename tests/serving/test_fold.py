@@ -77,7 +77,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(arrivals)
 def test_any_order_of_arrival_and_any_touches_give_the_fold_of_what_was_not_late(found):
     source, record, kept, now_us = Source(), None, [], 0
@@ -94,7 +94,7 @@ def test_any_order_of_arrival_and_any_touches_give_the_fold_of_what_was_not_late
     assert cut.open_rows.tolist() == opened
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(arrivals)
 def test_rebuilding_gives_the_state_that_was_kept(found):
     source, record, now_us = Source(), None, 0

@@ -365,6 +365,23 @@ def test_a_state_folder_in_use_is_named(running, shared_toy, shared_triton, star
         start_sidecar(shared_toy, shared_triton.grpc_url)
 
 
+@pytest.mark.parametrize(
+    "interaction",
+    [
+        Interaction(7, "item-1", T0),
+        Interaction("ada", "\ud800", T0),
+        Interaction("ada", "item-1", 2**70),
+        Interaction("ada", "item-1", 0.5),
+    ],
+)
+def test_what_cannot_be_sent_is_an_input_error(interaction):
+    with RecommenderClient() as client:
+        with pytest.raises(InputError, match=r"interactions\[1\] cannot be sent"):
+            client.record([Interaction("ada", "item-1", T0), interaction])
+        with pytest.raises(InputError, match="recommend request cannot be sent"):
+            client.recommend("ada", k=2**40)
+
+
 def test_no_sidecar_is_a_serving_error():
     with (
         RecommenderClient("127.0.0.1:1", timeout_s=1.0) as client,
