@@ -6,7 +6,6 @@ The toy's models are small ONNX graphs whose result is easy to compute by hand:
 """
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -19,16 +18,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from hiertcn.files import sha256
+from hiertcn.export.tensors import GRU_STEP, TCN
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import build_neighbor_index
 from hiertcn.items.table import ItemTable
-from hiertcn.release.manifest import FileEntry, Manifest
-from hiertcn.release.repository import MODELS, ReleaseRepository
+from hiertcn.release.publish import ReleaseInput, publish
+from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import RecommenderClient
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.sidecar import Sidecar
-from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+from hiertcn.serving.snapshot import StateSnapshot
 from hiertcn.serving.triton import TritonServer
 
 LAYERS, HIDDEN, DIM = 2, 6, 5
@@ -204,9 +203,7 @@ def _publish(
     root: Path, number: int, seed: int, items: int, users: int, watermark_us: int
 ) -> ToyRelease:
     rng = np.random.default_rng(seed)
-    repository = ReleaseRepository(root)
-    folder = repository.path(number)
-    folder.mkdir(parents=True)
+    parts = root.with_name(f"parts-{number}")
     item_ids = [f"item-{n}" for n in range(items)]
     # Every value is exact in float16, so the stored table equals these vectors.
     vectors = (rng.integers(-64, 64, (items, DIM)) / 64).astype(np.float32)
@@ -216,14 +213,14 @@ def _publish(
     mixing = rng.normal(size=(DIM, HIDDEN)).astype(np.float32)
     states = rng.normal(size=(users, LAYERS, HIDDEN)).astype(np.float32)
     user_ids = [f"user-{n}" for n in range(users)]
-    IdIndex.build(item_ids, folder / "item_index")
-    table = ItemTable.write(folder / "item_table", vectors)
-    build_neighbor_index(table, folder / "neighbor_index")
+    IdIndex.build(item_ids, parts / "item_index")
+    table = ItemTable.write(parts / "item_table", vectors)
+    build_neighbor_index(table, parts / "neighbor_index")
     StateSnapshot.write(
-        folder / "user_states",
+        parts / "user_states",
         users=user_ids,
         states=states,
-        folded_until_us=np.full(users, watermark_us - DAY_US if users else NEVER_US, np.int64),
+        folded_until_us=np.full(users, watermark_us - DAY_US, np.int64),
         # The last user was in the middle of a session at the watermark.
         open_offsets=np.array([0] * users + [2], np.int64),
         open_item_rows=np.array([1, 2], np.int32),
@@ -231,31 +228,19 @@ def _publish(
         watermark_us=watermark_us,
         gap_us=GAP_US,
     )
-    np.save(folder / "popularity.npy", popularity)
-    np.save(folder / "start_state.npy", start_state)
-    configs = Path(__file__).parents[2] / "triton_repo"
-    for model, graph in zip(MODELS, (_tcn(readout), _gru_step(mixing)), strict=True):
-        path = repository.model_path(model, number)
-        path.parent.mkdir(parents=True)
-        onnx.save(graph, str(path))
-        shutil.copy(configs / model / "config.pbtxt", path.parents[1] / "config.pbtxt")
-    files = [
-        FileEntry(path=str(p.relative_to(root)), bytes=p.stat().st_size, sha256=sha256(p))
-        for p in (
-            *sorted(folder.rglob("*")),
-            *(repository.model_path(model, number) for model in MODELS),
-        )
-        if p.is_file()
-    ]
-    Manifest(
-        release=number,
-        created_us=watermark_us,
-        watermark_us=watermark_us,
-        parent=None,
-        settings={"dim": DIM, "layers": LAYERS, "hidden": HIDDEN, "gap_us": GAP_US},
-        metrics={},
-        files=tuple(files),
-    ).write(folder / "manifest.json")
+    np.save(parts / "popularity.npy", popularity)
+    np.save(parts / "start_state.npy", start_state)
+    models = {TCN: _tcn(readout), GRU_STEP: _gru_step(mixing)}
+    for name, graph in models.items():
+        onnx.save(graph, str(parts / f"{name}.onnx"))
+    day = str(number)
+    published = publish(
+        ReleaseRepository(root),
+        {path.name: path for path in parts.iterdir() if path.suffix != ".onnx"},
+        {name: parts / f"{name}.onnx" for name in models},
+        ReleaseInput(data_date=f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
+    )
+    assert published == number
     return ToyRelease(
         number=number,
         item_ids=item_ids,
