@@ -185,7 +185,7 @@ class _Server:
         command = [
             *(sys.executable, "-m", "hiertcn.cli", "serve"),
             *("--repository", str(folder / "repository"), "--state-dir", str(self.state)),
-            *("--port", "0", "--metrics-port", "0"),
+            *("--port", "0", "--metrics-port", "0", "--model-deadline-ms", "2000"),
             *("--triton-grpc-port", "0", "--triton-http-port", "0"),
         ]
         with self.log.open("w") as log:
