@@ -234,8 +234,9 @@ class _Run:
     def _epoch(self) -> str | None:
         """Train to the end of the current epoch; return why training ends, or None."""
         options, progress = self.options, self.progress
+        patience_spent = f"no better validation MRR in {options.patience} validations"
         if progress.stale >= options.patience:
-            return f"no better validation MRR in {options.patience} validations"
+            return patience_spent
         if progress.epoch >= options.max_epochs:
             return f"{options.max_epochs} epochs done"
         last_checkpoint = time.monotonic()
@@ -253,7 +254,7 @@ class _Run:
                 if options.validate_steps and progress.step % options.validate_steps == 0:
                     self._validate()
                     if progress.stale >= options.patience:
-                        return self._epoch()
+                        return patience_spent
                 if time.monotonic() - last_checkpoint >= options.checkpoint_s:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from models.tcn import TCN, CausalConv, PackedLayout
+
+
+def conv_padded(conv, x):
+    """Convolve one session ``[length, in]`` with torch's convolution on a left-padded sequence."""
+    left = (conv.kernel - 1) * conv.dilation
+    weight = conv.weight.permute(2, 1, 0).flip(2)
+    return F.conv1d(F.pad(x.T[None], (left, 0)), weight, conv.bias, dilation=conv.dilation)[0].T
+
+
+def tcn_padded(tcn, x):
+    for block in tcn.blocks:
+        out = torch.relu(conv_padded(block.first, x))
+        out = torch.relu(conv_padded(block.second, out))
+        x = torch.relu(block.residual(x) + out)
+    return x
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 25), min_size=1, max_size=5),
+    kernel=st.integers(1, 5),
+    seed=st.integers(0, 5),
+)
+def test_packed_equals_padded(lengths, kernel, seed):
+    torch.manual_seed(seed)
+    tcn = TCN(6, 8, kernel, [1, 2, 4])
+    x = torch.randn(sum(lengths), 6, requires_grad=True)
+    packed = tcn(x, PackedLayout(torch.tensor(lengths)))
+    padded = torch.cat([tcn_padded(tcn, part) for part in x.split(lengths) if len(part)] or [x[:0]])
+    assert packed.shape == (sum(lengths), 8)
+    if not len(padded):
+        return
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-4)
+    parameters = [x, *tcn.parameters()]
+    direction = torch.randn_like(packed)
+    ours = torch.autograd.grad((packed * direction).sum(), parameters)
+    theirs = torch.autograd.grad((padded * direction).sum(), parameters)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_equation_7_by_hand():
+    conv = CausalConv(1, 1, kernel=3, dilation=2)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1))
+        conv.bias.fill_(0.5)
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 7.0]).reshape(6, 1)
+    out = conv(x, PackedLayout(torch.tensor([5, 1])))
+    # x_t + 10 x_{t-2} + 100 x_{t-4} + 0.5, and the second session sees nothing of the first.
+    assert out.flatten().tolist() == pytest.approx([1.5, 2.5, 13.5, 24.5, 135.5, 7.5])
+
+
+@pytest.mark.parametrize(("kernel", "dilations", "field"), [(5, [1, 2, 4, 8], 121), (3, [1], 5)])
+def test_receptive_field_is_exact(kernel, dilations, field):
+    torch.manual_seed(0)
+    tcn = TCN(2, 4, kernel, dilations).double()
+    assert tcn.receptive_field == field
+    x = torch.randn(field + 5, 2, dtype=torch.float64, requires_grad=True)
+    # Without the non-linearity a path through every tap stays open.
+    for parameter in tcn.parameters():
+        parameter.data.abs_()
+    out = tcn(x.abs(), PackedLayout(torch.tensor([len(x)])))
+    (gradient,) = torch.autograd.grad(out[-1].sum(), x)
+    touched = torch.nonzero(gradient.abs().sum(1)).flatten()
+    assert int(touched[0]) == len(x) - field and len(touched) == field
