@@ -1,4 +1,4 @@
-"""Step 5: cut each user's interactions into sessions."""
+"""Step 2: cut each user's interactions into sessions."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 

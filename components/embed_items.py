@@ -1,4 +1,4 @@
-"""Step 4: embed every item into the item table, and index it for nearest neighbors."""
+"""Step 5: embed every item into the item table, and index it for nearest neighbors."""
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
@@ -10,14 +10,20 @@ def embed_items(
     seed: int,
     snapshot: Input[Dataset],
     item_index: Input[Artifact],
+    sessions: Input[Dataset],
     graph: Input[Artifact],
+    training_graph: Input[Artifact],
     features: Input[Artifact],
     item_encoder: Input[Model],
     item_table: Output[Artifact],
+    training_table: Output[Artifact],
     neighbor_index: Output[Artifact],
     popularity: Output[Artifact],
 ) -> str:
     """Write the item table, its nearest-neighbor index and the items' popularity.
+
+    The table is written twice by the same encoder: from everything known, for serving, and from
+    what was known before the test sessions, for training and evaluating HierTCN.
 
     Args:
         lineage: lineage of the encoder, and so of graph and snapshot.
@@ -26,15 +32,18 @@ def embed_items(
         seed: seed of the walks, as in training, and of the nearest-neighbor index.
         snapshot: the ingested log, for the popularity.
         item_index: id <-> row.
+        sessions: the session store, for where the test sessions start.
         graph: the item graph.
+        training_graph: the item graph without the days of the test sessions.
         features: the items' encoded features.
         item_encoder: the trained encoder.
         item_table: the table, one vector a row, the last coordinate a popularity prior.
+        training_table: the same without what happened since the test sessions started.
         neighbor_index: nearest neighbors by inner product over the table.
         popularity: ``popularity.npy``, decayed interaction counts, float32 [items].
 
     Returns:
-        The lineage of the table.
+        The lineage of both tables.
     """
     from components.step import step
 
@@ -44,6 +53,7 @@ def embed_items(
 
         import duckdb
         import numpy as np
+        from numpy.typing import NDArray
 
         from hiertcn.files import whole_directory
         from hiertcn.graph.csr import CSR
@@ -53,37 +63,50 @@ def embed_items(
         from hiertcn.items.neighbors import build_neighbor_index
         from hiertcn.items.prior import popularity_prior
         from hiertcn.items.table import ItemTable, TableDtype
+        from hiertcn.sessions.split import split_by_time
+        from hiertcn.sessions.store import SessionStore
         from hiertcn.training.item_inference import embed_items as embed
         from models.graphsage import load_graphsage
 
         encoder = load_graphsage(Path(item_encoder.path))
         matrix = FeatureMatrix.open(Path(features.path))
-        csr = CSR.open(Path(graph.path))
-        vectors = embed(
-            encoder,
-            matrix if matrix.names else None,
-            importance_neighborhoods(csr, seed=seed),
-        )
+        index = IdIndex.open(Path(item_index.path))
 
-        # An interaction counts half for each half-life between it and the newest one.
-        decay = "1.0"
-        if graph_half_life_days:
-            age = "(max(epoch_us(timestamp)) over () - epoch_us(timestamp)) / 86400e6"
-            decay = f"pow(0.5, {age} / {graph_half_life_days})"
-        counted = duckdb.sql(
-            f"select item_id, sum(weight) as count from (select item_id, {decay} as weight from "
-            f"read_parquet('{snapshot.path}/events/**/*.parquet')) group by item_id"
-        ).to_arrow_table()
-        counts = np.zeros(csr.items, np.float32)
-        counts[IdIndex.open(Path(item_index.path)).rows(counted["item_id"])] = counted["count"]
+        def count(before_us: int) -> NDArray[np.float32]:
+            # An interaction counts half for each half-life between it and the newest one.
+            decay = "1.0"
+            if graph_half_life_days:
+                age = "(max(epoch_us(timestamp)) over () - epoch_us(timestamp)) / 86400e6"
+                decay = f"pow(0.5, {age} / {graph_half_life_days})"
+            counted = duckdb.sql(
+                f"select item_id, sum(weight) as count from (select item_id, {decay} as weight "
+                f"from read_parquet('{snapshot.path}/events/**/*.parquet') "
+                f"where epoch_us(timestamp) < {before_us}) group by item_id"
+            ).to_arrow_table()
+            counts = np.zeros(len(index), np.float32)
+            counts[index.rows(counted["item_id"])] = counted["count"]
+            return counts
+
+        def write_table(graph: Path, counts: NDArray[np.float32], output: Path) -> ItemTable:
+            vectors = embed(
+                encoder,
+                matrix if matrix.names else None,
+                importance_neighborhoods(CSR.open(graph), seed=seed),
+            )
+            return ItemTable.write(
+                output,
+                np.column_stack([vectors, popularity_prior(counts)]),
+                cast(TableDtype, item_table_dtype),
+            )
+
+        split = split_by_time(SessionStore.open(Path(sessions.path)))
+        write_table(
+            Path(training_graph.path), count(split.test_start_us), Path(training_table.path)
+        )
+        counts = count(np.iinfo(np.int64).max)
         with whole_directory(Path(popularity.path)) as folder:
             np.save(folder / "popularity.npy", counts)
-
-        table = ItemTable.write(
-            Path(item_table.path),
-            np.column_stack([vectors, popularity_prior(counts)]),
-            cast(TableDtype, item_table_dtype),
-        )
+        table = write_table(Path(graph.path), counts, Path(item_table.path))
         built = build_neighbor_index(table, Path(neighbor_index.path), seed=seed)
         item_table.metadata.update(items=len(table), dim=table.dim, recall=built.recall)
     return running.lineage

@@ -1,7 +1,5 @@
 """Step 7: measure the model beside baselines and the serving release, and judge it."""
 
-from typing import NamedTuple
-
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 
@@ -19,13 +17,16 @@ def evaluate(
     graph: Input[Artifact],
     item_encoder: Input[Model],
     sessions: Input[Dataset],
-    item_table: Input[Artifact],
+    training_table: Input[Artifact],
     model: Input[Model],
     evaluation: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
-) -> NamedTuple("Outputs", [("passed", bool), ("reason", str)]):  # type: ignore[valid-type]
+) -> bool:
     """Rank the newest sessions' interactions and decide whether the model may serve.
+
+    Measured are the test sessions (the newest tenth), or, where the serving release has already
+    seen some of those, the ones that are newer than it: neither model then knows what is asked.
 
     Args:
         lineage: lineage of the model, and so of everything it was made from.
@@ -41,14 +42,14 @@ def evaluate(
         graph: the item graph, for its statistics.
         item_encoder: the encoder, for its training curve.
         sessions: the session store.
-        item_table: the item table.
+        training_table: the item table as of the start of the test sessions.
         model: the trained model.
         evaluation: ``evaluation.json`` and ``gate.json``.
         report: one self-contained HTML page.
         metrics: the main metrics, for Kubeflow's page of the run.
 
     Returns:
-        Whether the gate lets the model pass, and its reason in one sentence.
+        Whether the gate lets the model pass.
     """
     from components.step import step
 
@@ -74,19 +75,25 @@ def evaluate(
         from models.hiertcn_ranker import HierTCNRanker
 
         index = IdIndex.open(Path(item_index.path))
-        table = ItemTable.open(Path(item_table.path))
+        table = ItemTable.open(Path(training_table.path))
         store = SessionStore.open(Path(sessions.path))
-        split = split_by_time(store)
-        requests = build_requests(store, split.test_start_us, max_requests=max_requests, seed=seed)
+        releases = ReleaseRepository(repository)
+        start_us = split_by_time(store).test_start_us
+        requests = build_requests(store, start_us, max_requests=max_requests, seed=seed)
+        if parent_release:
+            unseen_us = releases.manifest(parent_release).watermark_us + 1
+            newer = build_requests(store, unseen_us, max_requests=max_requests, seed=seed)
+            if unseen_us > start_us and len(newer):
+                start_us, requests = unseen_us, newer
         rankers: list[Ranker] = [
             HierTCNRanker(load_hiertcn(Path(model.path)), store, table),
-            Popularity.fit(store, len(table), split.test_start_us),
+            Popularity.fit(store, len(table), start_us),
             MV(store, table),
             MaxItem(store, table),
         ]
         serving = f"serving release {parent_release}" if parent_release else None
         if serving:
-            parent = ReleaseRepository(repository).path(parent_release)
+            parent = releases.path(parent_release)
             rankers.append(
                 HierTCNRanker(
                     load_hiertcn(parent / "model"),
@@ -127,9 +134,4 @@ def evaluate(
             encoder_curve=read_json(Path(item_encoder.path) / "curve.json"),
             model_curve=read_json(Path(model.path) / "curve.json"),
         )
-
-    class Outputs(NamedTuple):
-        passed: bool
-        reason: str
-
-    return Outputs(decision.passed, decision.reason)
+    return decision.passed

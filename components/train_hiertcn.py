@@ -18,13 +18,13 @@ def train_hiertcn(
     repository: str,
     parent_release: int,
     sessions: Input[Dataset],
-    item_table: Input[Artifact],
+    training_table: Input[Artifact],
     model: Output[Model],
 ) -> str:
     """Train HierTCN from the serving release's weights, or from scratch if nothing serves.
 
     Args:
-        items_lineage: lineage of the item table.
+        items_lineage: lineage of the item tables.
         sessions_lineage: lineage of the sessions.
         hidden: coordinates of a GRU layer's state.
         lanes: users trained on side by side.
@@ -38,7 +38,8 @@ def train_hiertcn(
         repository: release repository that holds the serving release.
         parent_release: serving release, 0 if none.
         sessions: the session store.
-        item_table: the item table; its vectors stay as they are.
+        training_table: the item table as of the start of the test sessions; its vectors stay as
+            they are.
         model: configuration, weights and training curve.
 
     Returns:
@@ -61,7 +62,7 @@ def train_hiertcn(
         from hiertcn.training.options import TrainOptions
         from models.hiertcn import HierTCN, HierTCNConfig
 
-        table = ItemTable.open(Path(item_table.path))
+        table = ItemTable.open(Path(training_table.path))
         config = HierTCNConfig(item_dim=table.dim, hidden=hidden)
         warm_start = None
         if parent_release:

@@ -1,4 +1,4 @@
-"""Step 3: learn item embeddings on the graph."""
+"""Step 4: learn item embeddings on the graph."""
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
@@ -14,7 +14,7 @@ def train_item_encoder(
     parent_release: int,
     snapshot: Input[Dataset],
     item_index: Input[Artifact],
-    graph: Input[Artifact],
+    training_graph: Input[Artifact],
     features: Output[Artifact],
     item_encoder: Output[Model],
 ) -> str:
@@ -31,7 +31,7 @@ def train_item_encoder(
         parent_release: serving release, 0 if none.
         snapshot: the ingested log, for the items file.
         item_index: id <-> row.
-        graph: the item graph.
+        training_graph: the item graph without the days of the test sessions.
         features: the items' features, encoded as the serving release's were if the options are
             the same.
         item_encoder: the encoder's configuration, weights and training curve.
@@ -73,7 +73,7 @@ def train_item_encoder(
             options,
             previous=previous,
         )
-        csr = CSR.open(Path(graph.path))
+        csr = CSR.open(Path(training_graph.path))
         torch.manual_seed(seed)
         encoder = GraphSAGE(
             GraphSAGEConfig(items=csr.items, feature_dim=len(matrix.names), dim=item_dim)

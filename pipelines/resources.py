@@ -60,10 +60,10 @@ class Resources:
 DEFAULTS: Final[Mapping[str, Resources]] = {
     # Its result depends on what lies behind a URL, so it is never cached.
     "ingest_events": Resources(cpu="4", memory="16Gi", cache=False),
+    "build_sessions": Resources(cpu="4", memory="16Gi"),
     "build_item_graph": Resources(cpu="4", memory="16Gi"),
     "train_item_encoder": Resources(cpu="8", memory="32Gi", timeout_s=43_200),
     "embed_items": Resources(cpu="8", memory="32Gi"),
-    "build_sessions": Resources(cpu="4", memory="16Gi"),
     "train_hiertcn": Resources(cpu="8", memory="32Gi", timeout_s=43_200),
     "evaluate": Resources(cpu="4", memory="16Gi"),
     "export_onnx": Resources(cpu="2", memory="8Gi"),

@@ -50,6 +50,7 @@ def write_summary(
     """
     report = work_dir / "report.html"
     shutil.copyfile(outputs["report"].uri, report)
+    gate = read_json(Path(outputs["evaluation"].uri) / "gate.json")
     summary = {
         "step_seconds": dict(step_seconds),
         "cached": cached,
@@ -61,7 +62,7 @@ def write_summary(
             "HierTCN": _ends(read_json(Path(outputs["model"].uri) / "curve.json")),
         },
         "offline": _offline(read_json(Path(outputs["evaluation"].uri) / "evaluation.json")),
-        "gate": {"passed": bool(outputs["passed"]), "reason": outputs["reason"]},
+        "gate": {name: gate[name] for name in ("passed", "reason")},
         "release": _published(records),
         "report": str(report),
         "repository": values["repository"],

@@ -166,7 +166,7 @@ def test_parameters_keep_their_types_defaults_and_descriptions(tmp_path: Path) -
 def test_the_gate_decides_over_export_backfill_and_publish(tmp_path: Path) -> None:
     spec, _ = compiled(tmp_path / "p.yaml", ClusterSettings())
     gate = spec["root"]["dag"]["tasks"]["condition-1"]
-    assert "evaluate-passed" in gate["triggerPolicy"]["condition"]
+    assert "evaluate-Output" in gate["triggerPolicy"]["condition"]
     inside = spec["components"][gate["componentRef"]["name"]]["dag"]["tasks"]
     assert set(inside) == {"export-onnx", "backfill-user-states", "publish-release"}
 
