@@ -13,7 +13,7 @@ time at any size, and processes share the pages.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,11 @@ class CSR:
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     weights: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        # Read-only like mapped arrays: numba compiles once more for arrays that can be written.
+        for name in ("indptr", "indices", "weights"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
 
     @property
     def items(self) -> int:
@@ -90,3 +95,10 @@ class CSR:
                 f"weights but its {_INDPTR_FILE} does not end there; build the item graph again"
             )
         return cls(indptr, indices, weights)
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous view of the array that cannot be written through."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -13,18 +13,19 @@ with 50 walks of 4 steps; 4 bytes per edge plus the result in memory. Compiled b
 first call (a few seconds, cached on disk).
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, whole_directory, write_json
-from hiertcn.graph.csr import CSR
+from hiertcn.graph.csr import CSR, read_only
 from hiertcn.items.hashing import compiled
 
 NO_ITEM: Final = -1
@@ -32,8 +33,7 @@ NO_ITEM: Final = -1
 _ROWS_FILE: Final = "rows.npy"
 _WEIGHTS_FILE: Final = "weights.npy"
 _OPTIONS_FILE: Final = "walks.json"
-_ITEMS_PER_CALL: Final = 1 << 17
-_ITEMS_PER_TASK: Final = 256
+_ITEMS_PER_TASK: Final = 1 << 12
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
@@ -79,6 +79,10 @@ class Neighborhoods:
     weights: NDArray[np.float32]
     options: WalkOptions
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", read_only(self.rows))
+        object.__setattr__(self, "weights", read_only(self.weights))
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -122,6 +126,7 @@ def importance_neighborhoods(
     restart: float = 0.3,
     top: int = 10,
     seed: int = 0,
+    threads: int = 0,
     progress: bool = True,
 ) -> Neighborhoods:
     """Walk from every item of the graph and return whom the walks visit most.
@@ -129,49 +134,49 @@ def importance_neighborhoods(
     Args:
         csr: the item graph.
         walks, length, restart, top, seed: see :class:`WalkOptions`.
+        threads: 0 means one per core; the result does not depend on it.
         progress: show a progress bar.
 
     Raises:
         InputError: an option is out of its range.
     """
     options = WalkOptions(walks=walks, length=length, restart=restart, top=top, seed=seed)
-    return walk_neighborhoods(csr, options, progress=progress)
+    return walk_neighborhoods(csr, options, threads=threads, progress=progress)
 
 
-def walk_neighborhoods(csr: CSR, options: WalkOptions, *, progress: bool = True) -> Neighborhoods:
+def walk_neighborhoods(
+    csr: CSR, options: WalkOptions, *, threads: int = 0, progress: bool = True
+) -> Neighborhoods:
     """Like :func:`importance_neighborhoods`, from one options object."""
     rows = np.full((csr.items, options.top), NO_ITEM, np.int32)
     weights = np.zeros((csr.items, options.top), np.float32)
     thresholds = np.empty(len(csr.indices), np.uint32)
     _cumulate(csr.indptr, csr.weights, thresholds)
+
+    def walk(first: int) -> int:
+        part = slice(first, first + _ITEMS_PER_TASK)
+        _walk(
+            csr.indptr,
+            csr.indices,
+            thresholds,
+            first,
+            options.walks,
+            options.length,
+            np.uint64(round(options.restart * 2**32)),
+            np.uint64(options.seed & (2**64 - 1)),
+            rows[part],
+            weights[part],
+        )
+        return len(rows[part])
+
     bar = tqdm(
         total=csr.items, desc="walks", unit="item", mininterval=2, disable=not progress or None
     )
-    with bar:
-        for first in range(0, csr.items, _ITEMS_PER_CALL):
-            last = min(first + _ITEMS_PER_CALL, csr.items)
-            _walk(
-                csr.indptr,
-                csr.indices,
-                thresholds,
-                first,
-                options.walks,
-                options.length,
-                np.uint64(round(options.restart * 2**32)),
-                np.uint64(options.seed & (2**64 - 1)),
-                rows[first:last],
-                weights[first:last],
-            )
-            bar.update(last - first)
+    # Threads of our own: numba's would set how many threads the OpenMP shared with torch uses.
+    with bar, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for walked in pool.map(walk, range(0, csr.items, _ITEMS_PER_TASK)):
+            bar.update(walked)
     return Neighborhoods(rows, weights, options)
-
-
-def _compiled_parallel(function: Any) -> Any:
-    # A read-only installation has nowhere to keep numba's cache.
-    try:
-        return numba.njit(nogil=True, parallel=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, parallel=True)(function)
 
 
 @compiled
@@ -197,7 +202,7 @@ def _mix(state: Any) -> Any:
     return state ^ (state >> np.uint64(31))
 
 
-@_compiled_parallel
+@compiled
 def _walk(
     indptr: Any,
     indices: Any,
@@ -210,58 +215,55 @@ def _walk(
     rows: Any,
     weights: Any,
 ) -> None:
-    items = len(rows)
-    tasks = (items + _ITEMS_PER_TASK - 1) // _ITEMS_PER_TASK
     low_half = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     slots = 2
     while slots < 2 * walks * length:
         slots *= 2
-    for task in numba.prange(tasks):
-        visited = np.full(slots, -1, np.int32)
-        counts = np.zeros(slots, np.int32)
-        used = np.empty(walks * length, np.int64)
-        for offset in range(task * _ITEMS_PER_TASK, min((task + 1) * _ITEMS_PER_TASK, items)):
-            home = first + offset
-            if indptr[home] == indptr[home + 1]:
-                continue
-            state = _mix(seed ^ _mix(np.uint64(home) + _GOLDEN))
-            distinct = 0
-            for _ in range(walks):
-                here = np.int64(home)
-                for _ in range(length):
-                    state += _GOLDEN
-                    draw = _mix(state)
-                    if (draw >> half) < restart or indptr[here] == indptr[here + 1]:
-                        here = np.int64(home)
-                    choice = draw & low_half
-                    low, high = indptr[here], indptr[here + 1] - 1
-                    while low < high:
-                        middle = (low + high) >> 1
-                        if np.uint64(thresholds[middle]) <= choice:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    here = np.int64(indices[low])
-                    if here == home:
-                        continue
-                    slot = np.int64(_mix(np.uint64(here)) & np.uint64(slots - 1))
-                    while visited[slot] != here and visited[slot] != -1:
-                        slot = (slot + 1) & (slots - 1)
-                    if visited[slot] == -1:
-                        visited[slot] = here
-                        used[distinct] = slot
-                        distinct += 1
-                    counts[slot] += 1
-            kept = _keep_most_visited(visited, counts, used[:distinct], rows[offset])
-            total = 0
-            for place in range(kept):
-                total += _count_of(visited, counts, rows[offset, place])
-            for place in range(kept):
-                weights[offset, place] = _count_of(visited, counts, rows[offset, place]) / total
-            for k in range(distinct):
-                visited[used[k]] = -1
-                counts[used[k]] = 0
+    visited = np.full(slots, -1, np.int32)
+    counts = np.zeros(slots, np.int32)
+    used = np.empty(walks * length, np.int64)
+    for offset in range(len(rows)):
+        home = first + offset
+        if indptr[home] == indptr[home + 1]:
+            continue
+        state = _mix(seed ^ _mix(np.uint64(home) + _GOLDEN))
+        distinct = 0
+        for _ in range(walks):
+            here = np.int64(home)
+            for _ in range(length):
+                state += _GOLDEN
+                draw = _mix(state)
+                if (draw >> half) < restart or indptr[here] == indptr[here + 1]:
+                    here = np.int64(home)
+                choice = draw & low_half
+                low, high = indptr[here], indptr[here + 1] - 1
+                while low < high:
+                    middle = (low + high) >> 1
+                    if np.uint64(thresholds[middle]) <= choice:
+                        low = middle + 1
+                    else:
+                        high = middle
+                here = np.int64(indices[low])
+                if here == home:
+                    continue
+                slot = np.int64(_mix(np.uint64(here)) & np.uint64(slots - 1))
+                while visited[slot] != here and visited[slot] != -1:
+                    slot = (slot + 1) & (slots - 1)
+                if visited[slot] == -1:
+                    visited[slot] = here
+                    used[distinct] = slot
+                    distinct += 1
+                counts[slot] += 1
+        kept = _keep_most_visited(visited, counts, used[:distinct], rows[offset])
+        total = 0
+        for place in range(kept):
+            total += _count_of(visited, counts, rows[offset, place])
+        for place in range(kept):
+            weights[offset, place] = _count_of(visited, counts, rows[offset, place]) / total
+        for k in range(distinct):
+            visited[used[k]] = -1
+            counts[used[k]] = 0
 
 
 @compiled

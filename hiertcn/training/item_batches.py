@@ -1,0 +1,105 @@
+"""What the item encoder is, seen from the platform, and its inputs as tensors."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hiertcn.graph.blocks import Block
+
+
+class ItemFeatures(Protocol):
+    """Features of all items: ``hiertcn.items.features.FeatureMatrix`` or alike."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [items, features]; unspecified where not present."""
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Bool [items]."""
+
+
+class ItemEncoder(Protocol):
+    """An encoder in layers, such as ``models.graphsage.GraphSAGE`` (shapes are given there)."""
+
+    config: Any
+
+    @property
+    def per_item_parameters(self) -> frozenset[str]:
+        """Names of parameters with one row per item."""
+
+    @property
+    def layers(self) -> int:
+        """Number of convolutions."""
+
+    def __call__(
+        self, rows: Tensor, features: Tensor, present: Tensor, adjacencies: Sequence[Tensor]
+    ) -> Tensor:
+        """Embed the targets of the last adjacency."""
+
+    def embed_inputs(self, rows: Tensor, features: Tensor, present: Tensor) -> Tensor:
+        """Vectors before the first layer."""
+
+    def messages(self, layer: int, z: Tensor) -> Tensor:
+        """What sources tell their targets."""
+
+    def update_targets(self, layer: int, z: Tensor, messages: Tensor, adjacency: Tensor) -> Tensor:
+        """One layer from messages."""
+
+    def finish(self, z: Tensor, z_0: Tensor) -> Tensor:
+        """Unit vectors from the last layer."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Trainable tensors."""
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Trainable tensors with their names."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors with their names."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
+        """Set all tensors."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training."""
+
+    def eval(self) -> Any:
+        """Switch to inference."""
+
+
+def feature_tensors(
+    features: ItemFeatures | None, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Return features float32 [n, features] and present bool [n] of some rows.
+
+    Without features the first is [n, 0] and the second all false. Rows beyond the features (items
+    newer than them) are not present.
+    """
+    if features is None:
+        return torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool)
+    values = np.zeros((len(rows), features.values.shape[1]), np.float32)
+    present = np.zeros(len(rows), np.bool_)
+    inside = rows < len(features.present)
+    present[inside] = features.present[rows[inside]]
+    values[present] = features.values[rows[present]]
+    return torch.from_numpy(values), torch.from_numpy(present)
+
+
+def adjacency(block: Block) -> Tensor:
+    """Return a block as a sparse CSR tensor, float32 [targets, sources]."""
+    with warnings.catch_warnings():
+        # Sparse CSR is announced as beta at every process's first use.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(block.indptr),
+            torch.from_numpy(block.neighbors),
+            torch.from_numpy(block.weights),
+            (block.targets, block.sources),
+            check_invariants=False,
+        )

@@ -1,0 +1,343 @@
+"""Train the item encoder on the item graph (HierTCN, section 3.6.1; PinSage, section 3).
+
+Pairs of neighbors attract, sampled items repel. A share of the edges is held out of the graph
+*and* of the walks that make its neighborhoods; after each epoch the encoder is asked for them
+(``item_hit_rate``), and the weights of the best epoch are kept. Item features, where given, and
+popularity are measured by the same question, so the summary says what training added.
+
+Minibatches compute blocks, so memory depends on the batch. Loss, negatives and curve are written
+with the weights; after every epoch a checkpoint from which a killed run continues with the very
+draws it would have made. Cost: about 0.07 s of CPU a step with 512 pairs, 64 dimensions and 10
+neighbors, plus one layer-wise inference an epoch.
+
+Not done here: training on several machines.
+"""
+
+import hashlib
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hiertcn.errors import InputError
+from hiertcn.files import write_json
+from hiertcn.graph.blocks import BlockBuilder
+from hiertcn.graph.csr import CSR
+from hiertcn.graph.walks import Neighborhoods, walk_neighborhoods
+from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, save_weights
+from hiertcn.training.item_batches import ItemEncoder, ItemFeatures, adjacency, feature_tensors
+from hiertcn.training.item_checkpoint import (
+    Progress,
+    copied,
+    remove_checkpoint,
+    resume,
+    save_progress,
+    take_over_weights,
+)
+from hiertcn.training.item_encoder_options import ItemEncoderOptions, ItemEncoderSummary
+from hiertcn.training.item_hit_rate import hit_rate
+from hiertcn.training.item_inference import embed_items
+from hiertcn.training.item_losses import item_loss
+from hiertcn.training.item_pairs import HeldOutEdges, PairBatch, PairSampler, hold_out_edges
+
+CURVE_FILE: Final = "curve.json"
+
+_MAX_GRADIENT_NORM: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def train_item_encoder(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    csr: CSR,
+    output: Path,
+    options: ItemEncoderOptions = ItemEncoderOptions(),  # noqa: B008
+    warm_start: Path | None = None,
+) -> ItemEncoderSummary:
+    """Train ``encoder`` in place to its best epoch and write it.
+
+    Args:
+        encoder: see ``models.graphsage.GraphSAGE``.
+        features: of all items; None if they have none.
+        neighborhoods: of ``csr``; only their options are used, as training walks on the graph
+            without its held-out edges.
+        csr: the item graph.
+        output: folder for ``config.json``, ``model.safetensors`` and ``curve.json``; holds
+            a checkpoint while training runs.
+        options: see :class:`ItemEncoderOptions`.
+        warm_start: folder of an earlier encoder whose weights are taken where shapes allow.
+
+    A graph without edges trains nothing: the encoder is written as it is, with a warning.
+
+    Raises:
+        InputError: sizes of encoder, features and graph disagree, features hold NaN, the loss is
+            no longer finite, or the earlier weights cannot be read.
+    """
+    _check(encoder, features, neighborhoods, csr)
+    torch.manual_seed(options.seed)
+    taken = take_over_weights(encoder, warm_start) if warm_start is not None else []
+    held = hold_out_edges(
+        csr,
+        share=options.validation_share,
+        most=options.max_validation_edges,
+        seed=options.seed,
+    )
+    training = _Training(encoder, features, neighborhoods, held, options)
+    fingerprint = _fingerprint(encoder, features, neighborhoods, csr, options, warm_start)
+    progress = resume(output, encoder, training.optimizer, fingerprint)
+    resumed = progress.epochs if progress else 0
+    if progress is None:
+        progress = Progress(
+            epochs=0,
+            steps=0,
+            train_loss=[],
+            validation_hit_rate=[],
+            best_epoch=0,
+            best=copied(encoder.state_dict()),
+        )
+    if not training.planned_steps:
+        _log.warning("the item graph has no edge to train on; the item encoder stays as it is")
+    while progress.steps < training.planned_steps and not _is_over(progress, options):
+        training.run_epoch(progress)
+        save_progress(output, encoder, training.optimizer, progress, fingerprint)
+    encoder.load_state_dict(progress.best)
+    encoder.eval()
+    summary = ItemEncoderSummary(
+        train_loss=progress.train_loss,
+        validation_hit_rate=progress.validation_hit_rate,
+        best_epoch=progress.best_epoch,
+        hit_rate=training.measure(),
+        baseline_hit_rates=_baselines(features, held),
+        held_out_edges=len(held.queries),
+        steps=progress.steps,
+        stopped_early=progress.steps < training.planned_steps,
+        warm_started=taken,
+        resumed_epochs=resumed,
+    )
+    _write(encoder, summary, options, output)
+    remove_checkpoint(output)
+    _log.info(
+        "wrote the item encoder to %s: hit rate@10 %s on %d held-out edges (%s) after %d steps",
+        output,
+        _shown(summary.hit_rate),
+        summary.held_out_edges,
+        ", ".join(f"{name} {_shown(rate)}" for name, rate in summary.baseline_hit_rates.items()),
+        summary.steps,
+    )
+    return summary
+
+
+class _Training:
+    """The parts that every epoch needs."""
+
+    def __init__(
+        self,
+        encoder: ItemEncoder,
+        features: ItemFeatures | None,
+        neighborhoods: Neighborhoods,
+        held: HeldOutEdges,
+        options: ItemEncoderOptions,
+    ) -> None:
+        self.encoder, self.features, self.held, self.options = encoder, features, held, options
+        self.optimizer = torch.optim.Adam(encoder.parameters(), lr=options.lr)
+        self.neighborhoods = walk_neighborhoods(held.training, neighborhoods.options)
+        self.builder = BlockBuilder(self.neighborhoods)
+        edges = len(held.training.indices)
+        self.epoch_steps = math.ceil(edges / options.batch)
+        if options.steps_per_epoch:
+            self.epoch_steps = min(self.epoch_steps, options.steps_per_epoch)
+        self.planned_steps = self.epoch_steps * options.epochs
+        if options.max_steps:
+            self.planned_steps = min(self.planned_steps, options.max_steps)
+        if edges:
+            self.sampler = PairSampler(held.training, weight_power=options.weight_power)
+
+    def run_epoch(self, progress: Progress) -> None:
+        self.encoder.train()
+        rng = np.random.default_rng([self.options.seed, 1, progress.epochs])
+        steps = min(self.epoch_steps, self.planned_steps - progress.steps)
+        total = 0.0
+        title = f"item encoder epoch {progress.epochs + 1}/{self.options.epochs}"
+        for step in tqdm(range(steps), desc=title, unit="step", mininterval=2):
+            self._set_learning_rate(progress.steps + step)
+            pairs = self.sampler.draw(
+                rng, self.options.batch, self.options.negatives, self.options.hard_negatives
+            )
+            loss = self._loss(pairs)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the item encoder's loss is {loss.item()} at step {progress.steps + step}; "
+                    "lower lr or raise temperature"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), _MAX_GRADIENT_NORM)
+            self.optimizer.step()
+            total += loss.item()
+        progress.steps += steps
+        progress.epochs += 1
+        progress.train_loss.append(total / steps)
+        measured = self.measure()
+        before = [rate for rate in progress.validation_hit_rate if rate is not None]
+        progress.validation_hit_rate.append(measured)
+        if measured is None or not before or measured > max(before):
+            progress.best_epoch = progress.epochs
+            progress.best = copied(self.encoder.state_dict())
+
+    def measure(self) -> float | None:
+        if not len(self.held.queries):
+            return None
+        vectors = embed_items(self.encoder, self.features, self.neighborhoods, progress=False)
+        return hit_rate(vectors, self.held)
+
+    def _set_learning_rate(self, step: int) -> None:
+        turn = 0.5 * (1 + math.cos(math.pi * step / self.planned_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * (0.1 + 0.9 * turn)
+
+    def _loss(self, pairs: PairBatch) -> torch.Tensor:
+        options, batch = self.options, len(pairs.queries)
+        drawn = [pairs.queries, pairs.positives, pairs.shared, pairs.hard.reshape(-1)]
+        items, place = np.unique(np.concatenate(drawn), return_inverse=True)
+        rows, blocks = self.builder.build(items, self.encoder.layers)
+        given, present = feature_tensors(self.features, rows)
+        z = self.encoder(
+            torch.from_numpy(rows), given, present, [adjacency(block) for block in blocks]
+        )
+        queries, positives, shared, hard = torch.split(
+            z[torch.from_numpy(place)], [len(part) for part in drawn]
+        )
+        positive = (queries * positives).sum(dim=1)
+        against, candidates = shared, pairs.shared
+        if options.in_batch_negatives:
+            against = torch.cat([positives, shared])
+            candidates = np.concatenate([pairs.positives, pairs.shared])
+        negative = queries @ against.T
+        if options.loss == "softmax" and options.in_batch_negatives:
+            # Times the temperature, because the loss divides by it.
+            correction = options.temperature * self._log_draws(candidates)
+            negative = negative - correction
+            positive = positive - correction[:batch]
+        is_negative = torch.from_numpy(
+            (candidates != pairs.positives[:, None]) & (candidates != pairs.queries[:, None])
+        )
+        if options.hard_negatives:
+            near = (hard.view(batch, options.hard_negatives, -1) * queries.unsqueeze(1)).sum(-1)
+            negative = torch.cat([negative, near], dim=1)
+            is_hard = torch.from_numpy(pairs.hard != pairs.positives[:, None])
+            is_negative = torch.cat([is_negative, is_hard], dim=1)
+        return item_loss(
+            options.loss,
+            positive,
+            negative,
+            is_negative,
+            negatives_weight=options.negatives_weight,
+            temperature=options.temperature,
+            margin=options.margin,
+        )
+
+    def _log_draws(self, candidates: NDArray[np.int64]) -> torch.Tensor:
+        """Logarithm of how often each candidate is expected among a step's candidates."""
+        uniform = self.options.negatives / self.held.training.items
+        expected = self.options.batch * self.sampler.positive_shares[candidates] + uniform
+        return torch.from_numpy(np.log(expected).astype(np.float32))
+
+
+def _is_over(progress: Progress, options: ItemEncoderOptions) -> bool:
+    return progress.epochs - progress.best_epoch >= options.patience
+
+
+def _check(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    csr: CSR,
+) -> None:
+    if len(neighborhoods) != csr.items:
+        raise InputError(
+            f"the neighborhoods are of {len(neighborhoods)} items and the graph of {csr.items}; "
+            "walk this graph again"
+        )
+    width = 0 if features is None else features.values.shape[1]
+    if width != encoder.config.feature_dim:
+        raise InputError(
+            f"the items have {width} features and the encoder's feature_dim is "
+            f"{encoder.config.feature_dim}; make them equal"
+        )
+    if encoder.config.id_vectors and encoder.config.items != csr.items:
+        raise InputError(
+            f"the encoder has id vectors of {encoder.config.items} items and the graph has "
+            f"{csr.items}; make the encoder's items that many"
+        )
+    if features is None:
+        return
+    for start in range(0, len(features.present), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        bad = ~np.isfinite(features.values[part]).all(axis=1) & features.present[part]
+        if bad.any():
+            raise InputError(
+                f"the features of item row {start + int(bad.argmax())} are not all finite; mark "
+                "the item as missing or repair its features"
+            )
+
+
+def _fingerprint(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    csr: CSR,
+    options: ItemEncoderOptions,
+    warm_start: Path | None,
+) -> str:
+    """Name what is trained, so that no checkpoint of another training is resumed."""
+    digest = hashlib.sha256()
+    for array in (csr.indptr, csr.indices, csr.weights):
+        digest.update(np.ascontiguousarray(array).data)
+    if features is not None:
+        digest.update(np.ascontiguousarray(features.values).data)
+        digest.update(np.ascontiguousarray(features.present).data)
+    described = (encoder.config, neighborhoods.options, options, str(warm_start))
+    digest.update(repr(described).encode())
+    return digest.hexdigest()
+
+
+def _baselines(features: ItemFeatures | None, held: HeldOutEdges) -> dict[str, float]:
+    if not len(held.queries):
+        return {}
+    training = held.training
+    rates = {}
+    if features is not None and features.values.shape[1]:
+        given, _ = feature_tensors(features, np.arange(training.items))
+        rates["features"] = hit_rate(torch.nn.functional.normalize(given).numpy(), held)
+    degree = np.bincount(training.indices, weights=training.weights, minlength=training.items)
+    rates["popularity"] = hit_rate(_popularity_vectors(degree), held)
+    noise = np.random.default_rng(0).normal(size=(training.items, 64)).astype(np.float32)
+    rates["random"] = hit_rate(noise / np.linalg.norm(noise, axis=1, keepdims=True), held)
+    return rates
+
+
+def _popularity_vectors(degree: NDArray[Any]) -> NDArray[np.float32]:
+    """Two coordinates whose dot product is a monotone function of the answer's degree."""
+    angle = (np.argsort(np.argsort(degree)) + 1.0) / (len(degree) + 1.0)
+    return np.stack([angle, np.ones_like(angle)], axis=1).astype(np.float32)
+
+
+def _write(
+    encoder: ItemEncoder, summary: ItemEncoderSummary, options: ItemEncoderOptions, output: Path
+) -> None:
+    save_weights(encoder, output / WEIGHTS_FILE)
+    write_json(output / CURVE_FILE, {**summary.to_dict(), "options": asdict(options)})
+    # Last: a folder with a config is a whole encoder.
+    write_json(output / CONFIG_FILE, encoder.config.to_dict())
+
+
+def _shown(rate: float | None) -> str:
+    return "unmeasured" if rate is None else f"{rate:.4f}"

@@ -1,0 +1,101 @@
+"""What item encoder training can be told, and what it tells."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hiertcn.errors import InputError
+from hiertcn.training.item_losses import ITEM_LOSSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemEncoderOptions:
+    """How the encoder is trained.
+
+    Attributes:
+        epochs: most passes; an epoch draws as many pairs as the graph has edges, in at most
+            ``steps_per_epoch`` steps (0: no limit).
+        max_steps: most optimizer steps in all (0: no limit).
+        batch: pairs a step.
+        lr: Adam's learning rate; it falls to a tenth along a half cosine over the planned steps.
+        loss: ``softmax``, ``nce`` (HierTCN Eq. 19) or ``max_margin`` (PinSage).
+        negatives: items drawn uniformly a step, shared by all its pairs.
+        in_batch_negatives: also compare with the other pairs' positives; ``softmax`` corrects for
+            how often each is drawn (logQ).
+        hard_negatives: items per pair that lie two steps from the query but not next to it.
+        negatives_weight: C of Eq. 19.
+        temperature: divides the dot products of ``softmax`` and ``nce``; ``nce`` learns better
+            with 0.3.
+        margin: of ``max_margin``.
+        weight_power: pairs are drawn in proportion to edge weight to this power.
+        patience: epochs without a better hit rate before training stops.
+        validation_share: share of the item pairs held out; ``max_validation_edges`` at most.
+        seed: of weights' draws, pairs and held-out edges.
+    """
+
+    epochs: int = 5
+    steps_per_epoch: int = 80
+    max_steps: int = 0
+    batch: int = 512
+    lr: float = 0.01
+    loss: str = "softmax"
+    negatives: int = 256
+    in_batch_negatives: bool = True
+    hard_negatives: int = 0
+    negatives_weight: float = 1.0
+    temperature: float = 0.1
+    margin: float = 0.3
+    weight_power: float = 0.5
+    patience: int = 3
+    validation_share: float = 0.05
+    max_validation_edges: int = 5_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "negatives", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("steps_per_epoch", "max_steps", "hard_negatives", "max_validation_edges"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("lr", "temperature", "negatives_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        if self.loss not in ITEM_LOSSES:
+            raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(ITEM_LOSSES)}")
+        if not 0 <= self.validation_share < 1:
+            raise InputError(
+                f"validation_share is {self.validation_share}; expected a share in [0, 1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemEncoderSummary:
+    """What training found.
+
+    Attributes:
+        train_loss: mean loss per epoch; ``validation_hit_rate`` after each, None if unmeasured.
+        best_epoch: 1-based epoch whose weights were kept; 0 if none was trained.
+        hit_rate: hit rate@10 on the held-out edges with the kept weights.
+        baseline_hit_rates: the same question put to ``features`` (cosine, if any), ``popularity``
+            (weighted degree) and ``random`` vectors.
+        held_out_edges: edges asked for.
+        steps: optimizer steps; ``stopped_early`` if patience ran out.
+        warm_started: parameters taken over from an earlier encoder.
+        resumed_epochs: epochs that an earlier, killed run had done.
+    """
+
+    train_loss: list[float]
+    validation_hit_rate: list[float | None]
+    best_epoch: int
+    hit_rate: float | None
+    baseline_hit_rates: dict[str, float]
+    held_out_edges: int
+    steps: int
+    stopped_early: bool
+    warm_started: list[str]
+    resumed_epochs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)

@@ -1,0 +1,224 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hiertcn.errors import InputError
+from hiertcn.graph.blocks import BlockBuilder
+from hiertcn.graph.csr import CSR
+from hiertcn.graph.walks import importance_neighborhoods
+from hiertcn.training import item_encoder
+from hiertcn.training.item_batches import adjacency, feature_tensors
+from hiertcn.training.item_encoder import train_item_encoder
+from hiertcn.training.item_encoder_options import ItemEncoderOptions
+from hiertcn.training.item_hit_rate import answer_ranks
+from hiertcn.training.item_inference import embed_items
+from hiertcn.training.item_pairs import HeldOutEdges, PairSampler, hold_out_edges
+from models.graphsage import GraphSAGE, GraphSAGEConfig, load_graphsage
+
+OPTIONS = ItemEncoderOptions(epochs=3, batch=64, negatives=32, steps_per_epoch=20, seed=1)
+
+
+def communities(groups=6, size=12, degree=6, seed=0):
+    """Items of one group are neighbors, a few chance pairs are not."""
+    rng = np.random.default_rng(seed)
+    items = groups * size
+    weights = np.zeros((items, items), np.float32)
+    for one in range(items):
+        others = one // size * size + rng.choice(size, degree, replace=False)
+        others = np.append(others, rng.integers(items))
+        weights[one, others] += rng.integers(1, 5, len(others))
+    weights = weights + weights.T
+    np.fill_diagonal(weights, 0)
+    rows, columns = weights.nonzero()
+    return CSR(
+        indptr=np.searchsorted(rows, np.arange(items + 1)).astype(np.int64),
+        indices=columns.astype(np.int32),
+        weights=weights[rows, columns],
+    )
+
+
+def empty(items):
+    return CSR(np.zeros(items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+
+def noisy_features(items, width=4, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(items, width)).astype(np.float32)
+    present = rng.random(items) < 0.8
+    values[~present] = 0
+    return SimpleNamespace(values=values, present=present)
+
+
+def make_encoder(csr, features=None, **changes):
+    torch.manual_seed(0)
+    width = 0 if features is None else features.values.shape[1]
+    fields = {"items": csr.items, "feature_dim": width, "dim": 16, "hidden": 16, **changes}
+    return GraphSAGE(GraphSAGEConfig(**fields))
+
+
+def train(csr, output, features=None, options=OPTIONS, encoder=None, **more):
+    encoder = encoder or make_encoder(csr, features)
+    neighborhoods = importance_neighborhoods(csr, top=5, progress=False)
+    summary = train_item_encoder(encoder, features, neighborhoods, csr, output, options, **more)
+    return encoder, neighborhoods, summary
+
+
+@pytest.mark.parametrize("loss", ["softmax", "nce", "max_margin"])
+def test_the_encoder_learns_what_random_vectors_do_not_know(loss, tmp_path):
+    # Enough items that ten random ones are few, and enough held-out edges to measure by.
+    csr, features = communities(groups=25), noisy_features(300)
+    options = replace(
+        OPTIONS,
+        loss=loss,
+        epochs=10,
+        patience=10,
+        validation_share=0.1,
+        temperature=0.3 if loss == "nce" else 0.1,
+        hard_negatives=2 if loss == "max_margin" else 0,
+    )
+    _, _, summary = train(csr, tmp_path, features, options)
+    assert summary.held_out_edges > 100
+    others = summary.baseline_hit_rates
+    assert set(others) == {"features", "popularity", "random"}
+    assert summary.hit_rate > 2 * max(others.values())
+    assert summary.train_loss[-1] < summary.train_loss[0]
+    assert max(summary.validation_hit_rate) == pytest.approx(summary.hit_rate)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "curve.json",
+        "model.safetensors",
+    ]
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve["hit_rate"] == summary.hit_rate
+
+
+def test_layer_wise_inference_equals_minibatch_inference(tmp_path):
+    csr, features = communities(), noisy_features(72)
+    encoder = make_encoder(csr, features).eval()
+    neighborhoods = importance_neighborhoods(csr, top=5, progress=False)
+    found = embed_items(encoder, features, neighborhoods, batch=17)
+    for targets in np.array_split(np.arange(72), 5):
+        rows, blocks = BlockBuilder(neighborhoods).build(targets, 2)
+        given, present = feature_tensors(features, rows)
+        with torch.no_grad():
+            expected = encoder(
+                torch.from_numpy(rows), given, present, [adjacency(block) for block in blocks]
+            )
+        np.testing.assert_allclose(found[targets], expected.numpy(), atol=1e-6)
+    mapped = embed_items(
+        encoder, features, neighborhoods, 9, output=tmp_path / "v.npy", memory_items=10
+    )
+    np.testing.assert_allclose(mapped, found, atol=1e-6)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), mapped)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+
+
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    csr, features = communities(), noisy_features(72)
+    whole, _, _ = train(csr, tmp_path / "whole", features)
+    save_progress = item_encoder.save_progress
+
+    def save_then_die(*arguments):
+        save_progress(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(item_encoder, "save_progress", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(csr, tmp_path / "killed", features)
+    assert not (tmp_path / "killed" / "config.json").exists()
+    resumed, _, summary = train(csr, tmp_path / "killed", features)
+    assert summary.resumed_epochs == 1
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_another_trainings_checkpoint_is_not_resumed(tmp_path, monkeypatch):
+    csr = communities()
+    with monkeypatch.context() as patch:
+        patch.setattr(item_encoder, "remove_checkpoint", lambda output: None)
+        train(csr, tmp_path, options=replace(OPTIONS, epochs=1))
+    assert train(csr, tmp_path, options=replace(OPTIONS, epochs=1))[2].resumed_epochs == 1
+    assert train(csr, tmp_path, options=replace(OPTIONS, epochs=1, seed=5))[2].resumed_epochs == 0
+
+
+def test_warm_start_keeps_earlier_rows_and_grows(tmp_path):
+    small, large = communities(groups=5), communities(groups=6)
+    earlier, _, _ = train(small, tmp_path / "a")
+    options = replace(OPTIONS, epochs=1, max_steps=1, lr=1e-12)
+    later, _, summary = train(large, tmp_path / "b", options=options, warm_start=tmp_path / "a")
+    assert "id_vectors.weight" in summary.warm_started
+    before, after = earlier.id_vectors.weight, later.id_vectors.weight
+    assert len(after) == 72 and torch.allclose(before, after[:60], atol=1e-6)
+    wider = make_encoder(large, hidden=8)
+    _, _, summary = train(large, tmp_path / "c", encoder=wider, warm_start=tmp_path / "a")
+    assert "id_vectors.weight" not in summary.warm_started
+    with pytest.raises(InputError, match="does not exist"):
+        train(large, tmp_path / "d", warm_start=tmp_path / "nowhere")
+
+
+def test_wide_features_do_not_collapse_the_vectors(tmp_path):
+    csr, features = communities(groups=25), noisy_features(300, width=160)
+    _, _, summary = train(csr, tmp_path, features, replace(OPTIONS, epochs=8, patience=8))
+    assert summary.hit_rate > 4 * summary.baseline_hit_rates["random"]
+
+
+@pytest.mark.parametrize("items", [1, 4])
+def test_no_edges_trains_nothing_and_still_embeds(items, tmp_path):
+    _, neighborhoods, summary = train(empty(items), tmp_path)
+    assert (summary.steps, summary.hit_rate, summary.held_out_edges) == (0, None, 0)
+    vectors = embed_items(load_graphsage(tmp_path), None, neighborhoods)
+    assert np.isfinite(vectors).all() and vectors.shape == (items, 16)
+
+
+def test_held_out_edges_leave_no_trace_in_the_training_graph():
+    csr = communities()
+    held = hold_out_edges(csr, share=0.1, most=20, seed=0)
+    assert len(held.queries) == 20
+    kept = set(
+        zip(
+            np.repeat(np.arange(csr.items), held.training.degrees).tolist(),
+            held.training.indices.tolist(),
+            strict=True,
+        )
+    )
+    for query, answer in zip(held.queries.tolist(), held.answers.tolist(), strict=True):
+        assert (query, answer) not in kept and (answer, query) not in kept
+    assert len(held.training.indices) == len(csr.indices) - 40
+
+
+def test_ranks_by_hand_and_ties_count_against_the_answer():
+    vectors = np.array([[1, 0], [0.9, 0], [0.8, 0], [0.8, 0], [0.1, 0]], np.float32)
+    training = CSR(np.array([0, 1, 1, 1, 1, 1]), np.array([1], np.int32), np.array([1], np.float32))
+    held = HeldOutEdges(training, np.array([0, 1]), np.array([2, 4]))
+    # Query 0 knows item 1, so 2 ties with 3; query 1 ranks 0, 2 and 3 before 4.
+    assert answer_ranks(vectors, held).tolist() == [2, 4]
+
+
+def test_hard_negatives_are_near_but_not_neighbors():
+    csr = communities()
+    pairs = PairSampler(csr, weight_power=0.5).draw(np.random.default_rng(0), 50, 8, 3)
+    walked = 0
+    for query, positive, hard in zip(pairs.queries, pairs.positives, pairs.hard, strict=True):
+        near = csr.indices[csr.indptr[query] : csr.indptr[query + 1]]
+        assert positive in near
+        walked += len(set(hard.tolist()) - set(near.tolist()) - {int(query)})
+    assert walked > 100
+
+
+def test_disagreeing_inputs_are_named(tmp_path):
+    csr, features = communities(), noisy_features(72)
+    with pytest.raises(InputError, match="4 features and the encoder's feature_dim is 0"):
+        train(csr, tmp_path, features, encoder=make_encoder(csr))
+    with pytest.raises(InputError, match="id vectors of 3 items and the graph has 72"):
+        train(csr, tmp_path, encoder=make_encoder(csr, items=3))
+    row = int(features.present.argmax())
+    features.values[row, 1] = np.nan
+    with pytest.raises(InputError, match=f"item row {row} are not all finite"):
+        train(csr, tmp_path, features)
+    with pytest.raises(InputError, match="loss is 'l3'"):
+        ItemEncoderOptions(loss="l3")
