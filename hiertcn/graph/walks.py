@@ -8,7 +8,7 @@ items are the neighborhood, the normalized visit counts its weights: with ``p_0`
 to the lower row.
 
 Every item has a random stream of its own (SplitMix64 from the seed and the row), so the result
-depends on the seed alone, not on threads or chunks. Cost: about 100,000 items a second on 2 cores
+depends on the seed alone, not on threads or chunks. Cost: 30,000 to 50,000 items a second and core
 with 50 walks of 4 steps; 4 bytes per edge plus the result in memory. Compiled by numba at the
 first call (a few seconds, cached on disk).
 """
