@@ -12,8 +12,8 @@ partitions of all days together are one build. A partition stores a fingerprint 
 events and is kept while the fingerprint holds; otherwise the day is computed again.
 
 Cost: a new day costs a day. Counting the pairs of 4 M events (text ids) took 6 to 9 s on 2 shared
-cores. The expression collects each event's followers into a list and unnests it, which is 2-3 times cheaper
-than joining the log to itself.
+cores. The expression collects each event's followers into a list and unnests it, which is 2-3
+times cheaper than joining the log to itself.
 
 Not done here: weighting by age, choosing neighbors (``merge``), removing partitions older or newer
 than the given log.
