@@ -91,7 +91,7 @@ def evaluate(
             MV(store, table),
             MaxItem(store, table),
         ]
-        serving = f"serving release {parent_release}" if parent_release else None
+        serving = f"release {parent_release}" if parent_release else None
         if serving:
             parent = releases.path(parent_release)
             rankers.append(

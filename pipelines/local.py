@@ -98,7 +98,8 @@ def source_digest() -> str:
     """Return the SHA-256 (hex) of the program that the steps run."""
     digest = hashlib.sha256()
     for package in ("components", "hiertcn", "models"):
-        for file in sorted((ROOT / package).rglob("*.py")):
+        files = [file for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".html")]
+        for file in sorted(files):
             digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 

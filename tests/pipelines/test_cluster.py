@@ -41,6 +41,17 @@ def compiled(path: Path, settings: ClusterSettings, **parameters: Any) -> tuple[
     return documents[0], documents[1] if len(documents) > 1 else {}
 
 
+@pytest.fixture(scope="module")
+def daily(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The compiled pipeline and its platform part, with an image, a volume and a secret."""
+    settings = ClusterSettings(
+        image="registry.example/hiertcn:7",
+        volumes=[Volume.parse("releases:/repository")],
+        secrets=[SecretVariable.parse("AWS_SECRET_ACCESS_KEY=storage.secret.key")],
+    )
+    return compiled(tmp_path_factory.mktemp("daily") / "daily.yaml", settings)
+
+
 def tasks_of(spec: Any) -> dict[str, Any]:
     tasks = dict(spec["root"]["dag"]["tasks"])
     gate = tasks.pop("condition-1")
@@ -55,8 +66,8 @@ def executors_of(spec: Any) -> dict[str, Any]:
     }
 
 
-def test_every_step_runs_on_the_image_and_installs_nothing(tmp_path: Path) -> None:
-    spec, _ = compiled(tmp_path / "p.yaml", ClusterSettings(image="registry.example/hiertcn:7"))
+def test_every_step_runs_on_the_image_and_installs_nothing(daily: Any) -> None:
+    spec, _ = daily
     executors = executors_of(spec)
     assert set(executors) == set(STEPS) == set(tasks_of(spec))
     for executor in executors.values():
@@ -129,12 +140,8 @@ def test_wrong_resources_are_refused(option: str, says: str) -> None:
         resources([option])
 
 
-def test_volumes_and_secrets_reach_every_step(tmp_path: Path) -> None:
-    settings = ClusterSettings(
-        volumes=[Volume.parse("releases:/repository")],
-        secrets=[SecretVariable.parse("AWS_SECRET_ACCESS_KEY=storage.secret.key")],
-    )
-    _, platform = compiled(tmp_path / "p.yaml", settings)
+def test_volumes_and_secrets_reach_every_step(daily: Any) -> None:
+    _, platform = daily
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert len(executors) == len(STEPS)
     for executor in executors.values():
@@ -163,16 +170,16 @@ def test_parameters_keep_their_types_defaults_and_descriptions(tmp_path: Path) -
     assert inputs["patience"]["defaultValue"] == 3
 
 
-def test_the_gate_decides_over_export_backfill_and_publish(tmp_path: Path) -> None:
-    spec, _ = compiled(tmp_path / "p.yaml", ClusterSettings())
+def test_the_gate_decides_over_export_backfill_and_publish(daily: Any) -> None:
+    spec, _ = daily
     gate = spec["root"]["dag"]["tasks"]["condition-1"]
     assert "evaluate-Output" in gate["triggerPolicy"]["condition"]
     inside = spec["components"][gate["componentRef"]["name"]]["dag"]["tasks"]
     assert set(inside) == {"export-onnx", "backfill-user-states", "publish-release"}
 
 
-def test_every_cached_step_depends_on_a_lineage(tmp_path: Path) -> None:
-    spec, _ = compiled(tmp_path / "p.yaml", ClusterSettings())
+def test_every_cached_step_depends_on_a_lineage(daily: Any) -> None:
+    spec, _ = daily
     for name, task in tasks_of(spec).items():
         if name != "ingest_events":
             assert any("lineage" in parameter for parameter in task["inputs"]["parameters"]), name
