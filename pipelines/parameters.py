@@ -200,7 +200,7 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="encoder_epochs",
-        default=10,
+        default=5,
         group=_GRAPH,
         unit="epochs",
         help="The item encoder trains at most this long; it stops early.",
@@ -234,7 +234,7 @@ PARAMETERS: Final = (
         help="Stop after this many epochs without a better validation MRR.",
     ),
     Parameter(
-        name="learning_rate", default=1e-3, group=_MODEL, help="Adam's learning rate of HierTCN."
+        name="learning_rate", default=2e-3, group=_MODEL, help="Adam's learning rate of HierTCN."
     ),
     Parameter(
         name="hidden",
@@ -245,10 +245,11 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="lanes",
-        default=32,
+        default=0,
         group=_MODEL,
         unit="users",
-        help="Users trained on side by side: the queues of the mini-batch generator.",
+        help="Users trained on side by side: the queues of the mini-batch generator; 0 chooses so "
+        "that a step holds about 512 interactions.",
     ),
     Parameter(
         name="sessions_per_step",

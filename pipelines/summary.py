@@ -97,11 +97,11 @@ def describe(summary: Mapping[str, Any], work_dir: Path) -> list[str]:
             f"gate: {summary['gate']['reason']}",
             f"release {summary['release']} is published and active in {summary['repository']}",
         ]
-    skipped = f", {len(summary['cached'])} steps were unchanged" if summary["cached"] else ""
+    skipped = f"; unchanged and not run again: {', '.join(summary['cached'])}"
     lines += [
         f"report: {summary['report']}",
         f"figures: {work_dir / 'run.json'}",
-        f"took {summary['seconds']:.0f} s{skipped}",
+        f"took {summary['seconds']:.0f} s{skipped if summary['cached'] else ''}",
     ]
     return lines
 
