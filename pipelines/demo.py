@@ -36,6 +36,9 @@ from pipelines.replay import ReplayResult, replay
 _HELD_OUT_SHARES = (0.005, 0.2)
 _READY_TIMEOUT_S = 120.0
 
+# About a minute of training on one core, whatever the size of the log.
+_TRAINING_STEPS = 800
+
 _console = Console()
 
 
@@ -126,6 +129,7 @@ def demo(
                 f"--data-date={_rfc3339(since_us)}",
                 f"--seed={seed}",
                 *[f"--feature-column={name}" for name in feature_column or []],
+                f"--max-steps={_TRAINING_STEPS}",
                 *(run_option or []),
             ],
         )

@@ -212,6 +212,9 @@ def _step_environment(work_dir: Path) -> Iterator[None]:
         SNAPSHOTS: str(work_dir / "snapshots"),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
+        # OpenMP's threads spin while they wait: with one busy neighbor process, training on both
+        # of two cores fell from 5,000 to 1,100 interactions/s (docs/decisions.md).
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // 2)),
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -223,6 +226,10 @@ def _step_environment(work_dir: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prune(work_dir: Path, used_keys: Any, keep_runs: int) -> None:
