@@ -55,8 +55,10 @@ class _Log:
 
 def main() -> None:
     """Run the command line; errors of the user's making end with one line and exit code 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(demo)
     try:
-        typer.run(demo)
+        app()
     except HiertcnError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -330,9 +332,8 @@ def _hold_out(log: _Log, output: Path) -> int:
     cut = duckdb.sql(
         "select epoch_us(quantile_disc(timestamp, 0.95)) "
         f"from read_parquet('{output}/events/**/*.parquet')"
-    ).fetchone()
-    assert cut is not None
-    return int(cut[0])
+    ).fetchall()
+    return int(cut[0][0])
 
 
 def _run_pipeline(log: _Log, folder: Path, arguments: list[str]) -> dict[str, Any]:
@@ -365,12 +366,11 @@ def _online(result: ReplayResult) -> tuple[dict[str, Any], dict[str, float]]:
 
 
 def _show_recommendations(address: str, events: Path) -> None:
-    row = duckdb.sql(
+    rows = duckdb.sql(
         f"select user_id, count(*) n from read_parquet('{events}/**/*.parquet') "
         "group by 1 order by n desc, 1 limit 1"
-    ).fetchone()
-    assert row is not None
-    user = str(row[0])
+    ).fetchall()
+    user = str(rows[0][0])
     with RecommenderClient(address) as client:
         reply = client.recommend(user, k=5)
     table = Table("rank", "item", "score", title=f"now for user {user}, release {reply.release}")

@@ -70,7 +70,9 @@ def test_components_import_only_kfp_at_module_level() -> None:
                 else []
             )
             wrong += [
-                f"{file.name}: {name}" for name in names if name.split(".")[0] in ("hiertcn", "models")
+                f"{file.name}: {name}"
+                for name in names
+                if name.split(".")[0] in ("hiertcn", "models")
             ]
     assert not wrong, wrong
 
