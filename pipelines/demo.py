@@ -91,7 +91,7 @@ def demo(
     users: Annotated[int, typer.Option(help="Users to simulate, where no log is given.")] = 20_000,
     catalogue: Annotated[
         int, typer.Option(help="Items to simulate, where no log is given.")
-    ] = 2_000,
+    ] = 1_000,
     days: Annotated[int, typer.Option(help="Days to simulate, where no log is given.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of training.")] = 0,
     replay_interactions: Annotated[
@@ -395,8 +395,10 @@ def _show_summary(summary: dict[str, Any], folder: Path) -> None:
     if online:
         latency = summary["latency_ms"]
         _console.print(
-            f"online: Recall@10 {online['recall_at_10']:.4f} over {online['requests']:,} replayed "
-            f"requests ({online['candidates']}; by chance {online['random_recall_at_10']:.4f})"
+            f"online: Recall@10 {online['recall_at_10']:.4f} over {online['known_targets']:,} "
+            f"replayed requests ({online['candidates']}; by chance "
+            f"{online['random_recall_at_10']:.4f}); {online['recall_at_10_all']:.4f} over all "
+            f"{online['requests']:,}, with items that the release does not have"
         )
         _console.print(
             f"latency, one caller: recommend p50 {latency['recommend_p50']:.2f} ms, "

@@ -26,14 +26,21 @@ K = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayResult:
-    """What the replay saw; latencies in milliseconds."""
+    """What the replay saw; latencies in milliseconds.
+
+    Recall@10 and MRR@10 are over the requests whose chosen item the release has; what it has not
+    (the pipeline's filters dropped it, or it is new) can never be recommended.
+    ``recall_at_10_all`` counts those as misses. ``random_recall_at_10`` is what guessing among the
+    same candidates would reach.
+    """
 
     requests: int
+    known_targets: int
     candidates: str
     recall_at_10: float
     mrr_at_10: float
     random_recall_at_10: float
-    unknown_targets: int
+    recall_at_10_all: float
     fallbacks: int
     recorded: int
     recommend_p50_ms: float
@@ -71,7 +78,7 @@ def replay(
     chance: list[float] = []
     recommend_ms: list[float] = []
     record_ms: list[float] = []
-    unknown_targets = fallbacks = recorded = 0
+    fallbacks = recorded = 0
     with RecommenderClient(address) as client:
         for step in tqdm(steps, desc="replaying", unit="interaction", mininterval=2):
             pool = None
@@ -82,10 +89,7 @@ def replay(
                 step.user_id, k=K, candidates=pool, timestamp_us=step.timestamp_us
             )
             recommend_ms.append((time.perf_counter() - start) * 1e3)
-            chance.append(min(1.0, K / (len(pool) if pool else catalogue)))
             fallbacks += reply.fallback
-            shown = [item.item_id for item in reply.items]
-            ranks.append(shown.index(step.item_id) + 1 if step.item_id in shown else 0)
 
             start = time.perf_counter()
             result = client.record(
@@ -93,14 +97,21 @@ def replay(
             )
             record_ms.append((time.perf_counter() - start) * 1e3)
             recorded += result.accepted
-            unknown_targets += len(result.unknown_items)
+            if result.unknown_items:
+                continue
+            shown = [item.item_id for item in reply.items]
+            ranks.append(shown.index(step.item_id) + 1 if step.item_id in shown else 0)
+            pool_size = len(pool) - len(reply.unknown_items) if pool else catalogue
+            chance.append(min(1.0, K / pool_size))
+    hits = sum(rank > 0 for rank in ranks)
     return ReplayResult(
         requests=len(steps),
+        known_targets=len(ranks),
         candidates="impressions" if any(s.impressions for s in steps) else "catalogue",
-        recall_at_10=_mean([float(rank > 0) for rank in ranks]),
+        recall_at_10=hits / max(1, len(ranks)),
         mrr_at_10=_mean([1 / rank if rank else 0.0 for rank in ranks]),
         random_recall_at_10=_mean(chance),
-        unknown_targets=unknown_targets,
+        recall_at_10_all=hits / max(1, len(steps)),
         fallbacks=fallbacks,
         recorded=recorded,
         recommend_p50_ms=_percentile(recommend_ms, 50),
