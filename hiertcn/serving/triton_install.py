@@ -68,7 +68,9 @@ class TritonInstall:
         with whole_directory(directory) as aside:
             for name in ("python", "onnxruntime"):
                 (aside / name).mkdir()
-            for source in [*(server / "backends" / "python").iterdir(), stub]:
+            backend = (server / "backends" / "python").iterdir()
+            # pip may have compiled the wheel's modules into a folder beside them.
+            for source in [*(path for path in backend if path.is_file()), stub]:
                 _place(source, aside / "python" / source.name)
             source = Path(__file__).parent / "triton_backend" / "model.py"
             shutil.copyfile(source, aside / "onnxruntime" / "model.py")
