@@ -167,7 +167,7 @@ def _explain(check: GateCheck, challenger: str, metric: str) -> str:
     title = metric_title(metric)
     if check.opponent_value is None or check.challenger_value is None or check.limit is None:
         return f"the {title} of {check.opponent} is not a number, so nothing can be compared"
-    role = "the serving release" if check.role == "serving" else "the baseline"
+    role = "the serving" if check.role == "serving" else "the baseline"
     relation = "not worse" if check.passed else "worse"
     allowed = "" if check.limit == check.opponent_value else f", allowing {check.limit:.4g}"
     return (

@@ -75,7 +75,7 @@ def test_truth_table(challenger, serving, popularity, passed):
 def test_reason_names_both_sides_and_the_limit():
     result = result_of({"HierTCN": 0.1, "popularity": 0.05, "release 7": 0.3})
     assert decide(result, serving="release 7").reason == (
-        "refused: MRR of HierTCN is 0.1, worse than that of the serving release release 7 "
+        "refused: MRR of HierTCN is 0.1, worse than that of the serving release 7 "
         "(0.3, allowing 0.294)"
     )
     assert decide(result).reason == (
