@@ -88,6 +88,8 @@ def train_hiertcn(
                     learning_rate=learning_rate,
                     max_epochs=max_epochs,
                     max_steps=max_steps,
+                    # A run that is cut short may not see the end of an epoch.
+                    validate_steps=max_steps // 4,
                     patience=patience,
                     seed=seed,
                 ),

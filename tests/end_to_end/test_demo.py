@@ -87,7 +87,7 @@ def test_kept_demo_answers_and_learns_from_a_click(summary: dict[str, Any], kept
 
 def test_kept_demo_serves_metrics(kept: Path) -> None:
     serving = json.loads((kept / "state" / "serving.json").read_text())
-    with urllib.request.urlopen(f"http://{serving['metrics']}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(serving["metrics"], timeout=10) as reply:
         assert b"hiertcn_" in reply.read()
 
 
