@@ -9,10 +9,7 @@ of them alike. The empty call is the standard health check: what gRPC and Python
 
 import argparse
 import random
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,14 +19,14 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hiertcn.files import read_json, write_json
+from hiertcn.files import write_json
 from hiertcn.items.index import IdIndex
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import Interaction, RecommenderClient
+from pipelines.serving_process import ServingProcess
 
 EMPTY: Final = "empty call"
 _WARM_UP: Final = 50
-_READY_S: Final = 120.0
 
 
 def main() -> None:
@@ -46,21 +43,11 @@ def main() -> None:
     index = IdIndex.open(repository.path(release) / "item_index")
     items = index.ids(range(len(index)))
     with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder, "state")
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "hiertcn.cli", "serve", "--port=0", "--metrics-port=0"),
-                *("--triton-grpc-port=0", "--triton-http-port=0", f"--state-dir={state}"),
-                f"--repository={repository.root}",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        serving = ServingProcess(repository.root, Path(folder, "state"), Path(folder, "log"))
         try:
-            milliseconds = _measure(_address(process, state), items, arguments.calls)
+            milliseconds = _measure(serving.address, items, arguments.calls)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            serving.stop()
     floor = statistics.median(milliseconds[EMPTY])
     figures: dict[str, dict[str, float]] = {}
     for name, values in milliseconds.items():
@@ -69,15 +56,6 @@ def main() -> None:
         print(f"{name:<34}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms   {p50 / floor:5.1f} x empty call")
     if arguments.json:
         write_json(arguments.json, {"items": len(items), "calls": arguments.calls, **figures})
-
-
-def _address(process: "subprocess.Popen[bytes]", state: Path) -> str:
-    deadline = time.monotonic() + _READY_S
-    while not (state / "serving.json").exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit("`hiertcn serve` did not become ready; run it by hand to see why")
-        time.sleep(0.05)
-    return str(read_json(state / "serving.json")["address"])
 
 
 def _measure(address: str, items: list[str], calls: int) -> dict[str, list[float]]:

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,15 +25,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hiertcn.errors import HiertcnError, InputError, ServingError
+from hiertcn.errors import HiertcnError, InputError
 from hiertcn.events.ingest import IngestOptions, ingest
 from hiertcn.events.simulate import SimulationOptions, simulate
 from hiertcn.files import read_json, write_json
 from hiertcn.serving.client import RecommenderClient
 from pipelines.replay import ReplayResult, replay
+from pipelines.serving_process import SERVING_FILE, ServingProcess
 
 _HELD_OUT_SHARES = (0.005, 0.2)
-_READY_TIMEOUT_S = 120.0
 
 # About a minute of training on one core, whatever the size of the log.
 _TRAINING_STEPS = 800
@@ -154,7 +153,13 @@ def demo(
         _console.print(f"[yellow]nothing to serve:[/] {run['gate']['reason']}")
     else:
         with _timed(seconds, "serve", "starting Triton and the sidecar"):
-            server = _Server(folder)
+            server = ServingProcess(
+                folder / "repository",
+                folder / "state",
+                folder / "serve.log",
+                # A busy laptop's replay should measure the model, not its fallback.
+                model_deadline_ms=2000,
+            )
         try:
             with _timed(seconds, "replay", "replaying held-out interactions through gRPC"):
                 result = replay(
@@ -182,61 +187,9 @@ def demo(
         _show_one_liners(server, folder)
 
 
-class _Server:
-    """``hiertcn serve`` as a child process, ready when the constructor returns."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder / "state"
-        self.log = folder / "serve.log"
-        command = [
-            *(sys.executable, "-m", "hiertcn.cli", "serve"),
-            *("--repository", str(folder / "repository"), "--state-dir", str(self.state)),
-            *("--port", "0", "--metrics-port", "0", "--model-deadline-ms", "2000"),
-            *("--triton-grpc-port", "0", "--triton-http-port", "0"),
-        ]
-        with self.log.open("w") as log:
-            # A session of its own, so that KEEP=1 outlives the terminal's Ctrl-C.
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            self.address: str = self._wait_ready()["address"]
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """End the sidecar, which ends the Triton it started."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def _wait_ready(self) -> dict[str, Any]:
-        ready = self.state / "serving.json"
-        deadline = time.monotonic() + _READY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                tail = "\n".join(self.log.read_text().splitlines()[-5:])
-                raise ServingError(
-                    f"`hiertcn serve` ended before it was ready; {self.log}:\n{tail}"
-                )
-            if ready.exists():
-                serving: dict[str, Any] = read_json(ready)
-                if serving["pid"] == self.process.pid:
-                    return serving
-            time.sleep(0.05)
-        raise ServingError(
-            f"`hiertcn serve` was not ready after {_READY_TIMEOUT_S:.0f} s; see {self.log}"
-        )
-
-
 def _prepare(folder: Path, arguments: dict[str, Any]) -> None:
     """Empty the folder unless it holds an interrupted demo with the same arguments."""
-    serving = folder / "state" / "serving.json"
+    serving = folder / "state" / SERVING_FILE
     if serving.exists() and _alive(pid := int(read_json(serving)["pid"])):
         raise InputError(
             f"a demo kept with KEEP=1 is still serving from {folder} (process {pid}); "
@@ -412,15 +365,15 @@ def _show_summary(summary: dict[str, Any], folder: Path) -> None:
     _console.print(f"took {summary['step_seconds']['total']:.0f} s")
 
 
-def _show_one_liners(server: _Server, folder: Path) -> None:
+def _show_one_liners(server: ServingProcess, folder: Path) -> None:
     hiertcn = shlex.quote(str(Path(sys.executable).parent / "hiertcn"))
     address = server.address
-    _console.print(f"serving on {address} (process {server.process.pid}, log {server.log})")
+    _console.print(f"serving on {address} (process {server.pid}, log {server.log})")
     for line in (
         f"{hiertcn} recommend USER -k 10 --address {address}",
         f"{hiertcn} record --user USER --item ITEM --address {address}",
         f"{hiertcn} releases list --repository {folder / 'repository'}",
-        f"kill {server.process.pid}",
+        f"kill {server.pid}",
     ):
         _console.print(f"  {line}", soft_wrap=True, highlight=False)
 
