@@ -230,8 +230,8 @@ def _case(
     catalogue = fit_items[counts >= fewest_fit_events]
     others = np.setdiff1d(events.item, catalogue)
     order = np.argsort(np.concatenate([catalogue, others]), kind="stable")
-    rows = order[np.searchsorted(np.sort(np.concatenate([catalogue, others])), events.item)]
-    rows = rows.astype(np.int32)
+    found = np.searchsorted(np.sort(np.concatenate([catalogue, others])), events.item)
+    rows: NDArray[np.int32] = order[found].astype(np.int32)
     items = len(catalogue) + len(others)
 
     store = _store(events, rows, items)
