@@ -70,7 +70,8 @@ def evaluate(
         from hiertcn.release.repository import ReleaseRepository
         from hiertcn.sessions.split import split_by_time
         from hiertcn.sessions.store import SessionStore
-        from models.baselines import MV, MaxItem, Popularity
+        from models.baselines import MV, MaxItem
+        from models.counting import Popularity
         from models.hiertcn import load_hiertcn
         from models.hiertcn_ranker import HierTCNRanker
 
@@ -87,7 +88,7 @@ def evaluate(
                 start_us, requests = unseen_us, newer
         rankers: list[Ranker] = [
             HierTCNRanker(load_hiertcn(Path(model.path)), store, table),
-            Popularity.fit(store, len(table), start_us),
+            Popularity(store, len(table), before_us=start_us).fit(store),
             MV(store, table),
             MaxItem(store, table),
         ]

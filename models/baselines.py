@@ -1,11 +1,13 @@
-"""The rule-based rankers that HierTCN is measured against (HierTCN section 4.2.3).
+"""The rankers by past embeddings that HierTCN is measured against (HierTCN section 4.2.3).
 
-Popularity counts training interactions. The moving average (MV) scores an item by the dot product
-with the mean embedding of the user's last ``window`` items, MaxItem by its largest dot product with
-any of them. Both read the item table without its last coordinate, which is a popularity prior and
-not part of the embedding; a user without history gives them nothing to go by, and they rank by that
-prior. Both keep the table as float32 in memory; MaxItem costs ``window`` times MV.
+The moving average (MV) scores an item by the dot product with the mean embedding of the user's
+last ``window`` items, MaxItem by its largest dot product with any of them. Both read the item table
+without its last coordinate, which is a popularity prior and not part of the embedding; a user
+without history gives them nothing to go by, and they rank by that prior. Both keep the table as
+float32 in memory; MaxItem costs ``window`` times MV. Rankers that count are in models/counting.
 """
+
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,51 +16,7 @@ from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import Requests
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore, ranges
-
-
-class Popularity:
-    """Scores an item by its number of interactions before a moment.
-
-    Args:
-        counts: ``[items]``, see :meth:`fit`.
-    """
-
-    name = "popularity"
-
-    def __init__(self, counts: NDArray[np.int64]) -> None:
-        self._counts = counts.astype(np.float32)
-
-    @classmethod
-    def fit(cls, store: SessionStore, items: int, before_us: int | None = None) -> "Popularity":
-        """Count interactions earlier than ``before_us`` (microseconds since the epoch, UTC).
-
-        Args:
-            store: the log.
-            items: number of item rows, at least the store's.
-            before_us: None counts all.
-        """
-        rows = store.item_rows
-        if before_us is not None:
-            rows = rows[store.timestamps_us < before_us]
-        return cls(np.bincount(rows[rows < items], minlength=items))
-
-    @property
-    def items(self) -> int:
-        """Number of item rows counted."""
-        return len(self._counts)
-
-    @property
-    def counts(self) -> NDArray[np.float32]:
-        """Interactions of each item, float32 ``[items]``."""
-        return self._counts
-
-    def score(
-        self, requests: Requests, candidates: NDArray[np.int32] | None
-    ) -> NDArray[np.float32]:
-        """Return the candidates' counts ``[batch, count]``, or everyone's ``[batch, items]``."""
-        if candidates is None:
-            return np.broadcast_to(self._counts, (len(requests), self.items))
-        return np.where(candidates < 0, -np.inf, self._counts[candidates]).astype(np.float32)
+from models.counting.ranker import best_rows
 
 
 class MV:
@@ -82,6 +40,18 @@ class MV:
     def items(self) -> int:
         """Number of item rows the table has."""
         return self._pools.items
+
+    def fit(self, training: SessionStore) -> Self:
+        """Learn nothing: the item table says it all. For the interface of `CountingRanker`."""
+        return self
+
+    def recommend(self, requests: Requests, k: int) -> NDArray[np.int32]:
+        """Return the ``k`` best item rows, int32 ``[batch, k]``, ties by the popularity prior.
+
+        Raises:
+            InputError: ``k`` is not positive.
+        """
+        return best_rows(self.score(requests, None), self._pools.prior, k)
 
     def score(
         self, requests: Requests, candidates: NDArray[np.int32] | None
@@ -114,6 +84,18 @@ class MaxItem:
     def items(self) -> int:
         """Number of item rows the table has."""
         return self._pools.items
+
+    def fit(self, training: SessionStore) -> Self:
+        """Learn nothing: the item table says it all. For the interface of `CountingRanker`."""
+        return self
+
+    def recommend(self, requests: Requests, k: int) -> NDArray[np.int32]:
+        """Return the ``k`` best item rows, int32 ``[batch, k]``, ties by the popularity prior.
+
+        Raises:
+            InputError: ``k`` is not positive.
+        """
+        return best_rows(self.score(requests, None), self._pools.prior, k)
 
     def score(
         self, requests: Requests, candidates: NDArray[np.int32] | None
@@ -149,7 +131,7 @@ class _PastItems:
         self._store, self._table, self._window = store, table, window
         vectors = table.gather(np.arange(len(table)))
         self.catalogue = np.ascontiguousarray(vectors[:, :-1])
-        self._prior = np.ascontiguousarray(vectors[:, -1])
+        self.prior = np.ascontiguousarray(vectors[:, -1])
 
     @property
     def items(self) -> int:
@@ -176,8 +158,8 @@ class _PastItems:
         """Rank users without history by the prior, and padding last."""
         empty = counts == 0
         if candidates is None:
-            scores[empty] = self._prior
+            scores[empty] = self.prior
             return scores
-        scores[empty] = self._prior[np.maximum(candidates[empty], 0)]
+        scores[empty] = self.prior[np.maximum(candidates[empty], 0)]
         scores[candidates < 0] = -np.inf
         return scores

@@ -5,7 +5,8 @@ import torch
 from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import build_requests
 from hiertcn.items.table import ItemTable
-from models.baselines import MV, MaxItem, Popularity
+from models.baselines import MV, MaxItem
+from models.counting import Popularity
 from models.hiertcn import HierTCN, HierTCNConfig
 from models.hiertcn_ranker import HierTCNRanker
 from tests.session_logs import DAY_US, START_US, random_users, write_store, write_table
@@ -27,7 +28,7 @@ def rankers(log):
     config = HierTCNConfig(item_dim=DIM, hidden=4, gru_layers=1, tcn_blocks=2, filters=6)
     model = HierTCN(config)
     return [
-        Popularity.fit(store, ITEMS),
+        Popularity(store, ITEMS).fit(store),
         MV(store, table, window=3),
         MaxItem(store, table, window=3),
         HierTCNRanker(model, store, table),
@@ -70,7 +71,7 @@ def test_scores_do_not_depend_on_the_other_requests(log, rankers):
 def test_popularity_counts_the_past(log):
     store, _ = log
     limit = START_US + DAY_US
-    counts = Popularity.fit(store, ITEMS, limit).counts
+    counts = Popularity(store, ITEMS, before_us=limit).fit(store).counts
     expected = np.zeros(ITEMS)
     for row, time in zip(store.item_rows, store.timestamps_us, strict=True):
         expected[row] += time < limit

@@ -1,0 +1,69 @@
+"""Reminders: what the user chose in earlier sessions is likely to be chosen again.
+
+After the reminders of Jannach, Ludewig and Lerche, "Session-based item recommendation in
+e-commerce: on short-term intents, reminders, trends and discounts", UMUAI 27, 2017, in the hybrid
+form of Latifi, Mauro and Jannach, "Session-aware recommendation: a surprising quest for the
+state-of-the-art", Information Sciences 573, 2021: scores and reminders are each brought to a
+largest value of 1 and added with a weight chosen on validation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiertcn.errors import InputError
+from hiertcn.evaluation.protocol import Requests
+from hiertcn.sessions.store import SessionStore
+from models.counting.context import context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reminder:
+    """Adds the user's own items of earlier sessions to a ranker's evidence.
+
+    With base scores ``b`` and an item's reminder ``r = sum over its earlier interactions of
+    decay ** age`` (age: interactions of the user since), both divided by their largest value, the
+    mixed score is ``b * (1 + boost * [r > 0]) + weight * r``.
+
+    Args:
+        weight: of the reminder; 0 leaves only the boost of items that the base scored.
+        boost: relative gain of a base score for an item that the user had before.
+        decay: in (0, 1]; 1 counts.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    weight: float = 0.1
+    boost: float = 0.0
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise InputError(f"the reminder's decay is {self.decay}; expected it in (0, 1]")
+        for field in ("weight", "boost"):
+            if not 0 <= getattr(self, field) < np.inf:
+                raise InputError(
+                    f"the reminder's {field} is {getattr(self, field)}; expected a number >= 0"
+                )
+
+    def mix(
+        self, evidence: NDArray[np.float32], store: SessionStore, requests: Requests
+    ) -> NDArray[np.float32]:
+        """Return the evidence float32 ``[batch, items]`` with the reminders added."""
+        batch, items = evidence.shape
+        past = context(store, requests, items)
+        cell = past.owner() * items + past.rows
+        weights = np.where(past.earlier, self.decay ** past.age.astype(np.float64), 0.0)
+        reminders = np.bincount(cell, weights, batch * items).astype(np.float64)
+        reminders = reminders.reshape(batch, items)
+        mixed = _to_one(evidence.astype(np.float64))
+        mixed[reminders > 0] *= 1.0 + self.boost
+        mixed += self.weight * _to_one(reminders)
+        return mixed.astype(np.float32)
+
+
+def _to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest = values.max(1, keepdims=True)
+    return values / np.where(largest > 0, largest, 1.0)
