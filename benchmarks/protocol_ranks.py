@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.protocol_data import ProtocolCase
-from hiertcn.evaluation.metrics import resampled_means
+from hiertcn.evaluation.bootstrap import resampled_means
 from hiertcn.evaluation.protocol import Ranker, Requests
 from hiertcn.sessions.store import ranges
 

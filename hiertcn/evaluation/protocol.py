@@ -138,30 +138,36 @@ class Ranker(Protocol):
 
 def build_requests(
     store: SessionColumns,
-    start_us: int,
+    start_us: int | None = None,
     end_us: int | None = None,
     max_requests: int | None = None,
     seed: int = 0,
+    users: NDArray[np.int64] | None = None,
 ) -> Requests:
     """Return one request per interaction of the sessions that start in ``[start_us, end_us)``.
+
+    The paper's warm start (section 4.2.1) gives a time, its cold start the users of a part of
+    `sessions.split.UserSplit`.
 
     A session belongs wholly to the part in which its first interaction falls, as in
     sessions/split.py; what its user did earlier is input, whichever part it belongs to.
 
     Args:
         store: the session store.
-        start_us: microseconds since the epoch, UTC, inclusive.
+        start_us: microseconds since the epoch, UTC, inclusive; None for no start.
         end_us: microseconds since the epoch, UTC, exclusive; None for no end.
         max_requests: keep a uniform random sample of this many requests; None keeps all.
         seed: seed of that sample.
+        users: int64 [k], ask only about these users, in any order; None asks about all.
 
     Returns:
         The requests in store order; empty if no session starts in the range.
 
     Raises:
-        InputError: the range ends before it starts, or ``max_requests`` is not positive.
+        InputError: the range ends before it starts, ``max_requests`` is not positive, or a user is
+            not in the store.
     """
-    if end_us is not None and end_us <= start_us:
+    if start_us is not None and end_us is not None and end_us <= start_us:
         raise InputError(
             f"the evaluated range ends at {end_us} us, which is not after its start {start_us} us; "
             "give an end after the start"
@@ -172,6 +178,8 @@ def build_requests(
         )
 
     sessions = _sessions_starting_in(store, start_us, end_us)
+    if users is not None:
+        sessions = sessions[_belongs_to(store, sessions, users)]
     starts = np.asarray(store.session_offsets)[sessions]
     lengths = np.asarray(store.session_offsets)[sessions + 1] - starts
     ends = np.cumsum(lengths)
@@ -197,8 +205,22 @@ def build_requests(
     )
 
 
+def _belongs_to(
+    store: SessionColumns, sessions: NDArray[np.int64], users: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which sessions are of one of the users, bool like ``sessions``."""
+    count = len(store.user_offsets) - 1
+    outside = users[(users < 0) | (users >= count)]
+    if len(outside):
+        raise InputError(f"user {outside[0]} is not in the store; expected 0 to {count - 1}")
+    chosen = np.zeros(count, dtype=np.bool_)
+    chosen[users] = True
+    owner = np.searchsorted(np.asarray(store.user_offsets), sessions, side="right") - 1
+    return np.asarray(chosen[owner])
+
+
 def _sessions_starting_in(
-    store: SessionColumns, start_us: int, end_us: int | None
+    store: SessionColumns, start_us: int | None, end_us: int | None
 ) -> NDArray[np.int64]:
     """Return the indices of non-empty sessions whose first interaction is in the range."""
     sessions = len(store.session_offsets) - 1
@@ -208,7 +230,9 @@ def _sessions_starting_in(
         offsets = np.asarray(store.session_offsets[begin : stop + 1])
         filled = np.flatnonzero(offsets[1:] > offsets[:-1])
         times = np.asarray(store.timestamps_us[offsets[filled]])
-        inside = times >= start_us
+        inside = np.ones(len(times), dtype=np.bool_)
+        if start_us is not None:
+            inside &= times >= start_us
         if end_us is not None:
             inside &= times < end_us
         found.append(filled[inside].astype(np.int64) + begin)

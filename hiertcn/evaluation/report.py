@@ -14,8 +14,9 @@ import jinja2
 
 from hiertcn.evaluation.data_sections import data_section, graph_section, training_section
 from hiertcn.evaluation.gate import GateDecision
+from hiertcn.evaluation.gate_section import gate_section
 from hiertcn.evaluation.report_parts import Section
-from hiertcn.evaluation.result_sections import gate_section, result_sections, tiles
+from hiertcn.evaluation.result_sections import result_sections, tiles
 from hiertcn.evaluation.results import EvaluationResult
 from hiertcn.files import whole_file
 

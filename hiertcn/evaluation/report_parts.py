@@ -31,11 +31,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column is a header for its row."""
+    """A table whose first column is a header for its row; ``wraps`` if its cells are texts."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    wraps: bool = False
 
 
 @dataclass(frozen=True)

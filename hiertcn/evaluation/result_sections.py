@@ -1,15 +1,18 @@
-"""The report's sections on what was measured, how the rankers compare, and what the gate said."""
+"""The report's sections on what was measured and how the rankers compare."""
 
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Final
 
 from markupsafe import Markup
 
+from hiertcn.evaluation.analysis_sections import breakdown_section, example_section
+from hiertcn.evaluation.bootstrap import Difference
 from hiertcn.evaluation.figures import Interval, Series, interval_chart, line_chart
-from hiertcn.evaluation.gate import GateDecision
-from hiertcn.evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES, Metrics, metric_title
+from hiertcn.evaluation.metrics import LOWER_IS_BETTER, Metrics, metric_title
 from hiertcn.evaluation.report_parts import (
+    NO_VALUE,
     Cell,
     Chart,
     Row,
@@ -28,48 +31,34 @@ from hiertcn.evaluation.results import (
     RankerResult,
 )
 
+_SHOWN: Final = (
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "recall@20",
+    "ndcg@10",
+    "mrr",
+    "mrr@20",
+    "mrp",
+)
+"""The metrics of the results table; the others are in evaluation.json."""
+_COMPARED: Final = ("recall@10", "ndcg@10", "mrr")
+
 
 def result_sections(
     evaluation: EvaluationResult, challenger: str, serving: str | None
 ) -> list[Section]:
-    """Return the sections on the protocol, the results, and the places in the session."""
-    return [
+    """Return the sections on the protocol, the results, the analyses and the examples."""
+    sections = [
         Section("measured", "What was measured", paragraphs=_protocol(evaluation)),
         _results(evaluation, challenger, serving),
         _positions(evaluation, challenger),
     ]
-
-
-def gate_section(gate: GateDecision) -> Section:
-    """Return the comparisons behind the gate's decision."""
-    return Section(
-        "gate",
-        "Gate",
-        paragraphs=(
-            f"A release may serve if the {metric_title(gate.metric)} of {gate.challenger} is not "
-            "worse than that of any baseline, and not worse than the serving release's by more "
-            f"than {gate.tolerance:.1%} of it.",
-        ),
-        tables=(
-            Table(
-                f"{gate.challenger} against each opponent, by {metric_title(gate.metric)}",
-                ("Opponent", "Role", "Opponent's value", "Limit", gate.challenger, "Verdict"),
-                tuple(
-                    Row(
-                        check.opponent,
-                        (
-                            Cell(check.role),
-                            Cell(share(_number(check.opponent_value))),
-                            Cell(share(_number(check.limit))),
-                            Cell(share(_number(check.challenger_value))),
-                            Cell("✓ passed" if check.passed else "✗ refused", not check.passed),
-                        ),
-                    )
-                    for check in gate.checks
-                ),
-            ),
-        ),
-    )
+    if evaluation.breakdowns:
+        sections.append(breakdown_section(evaluation.breakdowns))
+    if evaluation.examples:
+        sections.append(example_section(evaluation.examples))
+    return sections
 
 
 def tiles(evaluation: EvaluationResult, challenger: str, serving: str | None) -> list[Tile]:
@@ -102,42 +91,61 @@ def _protocol(evaluation: EvaluationResult) -> tuple[str, ...]:
         f"the items shown at its step (with the target "
         f"{number(evaluation.mean_pool_size)} candidates on average)"
     )
-    if evaluation.catalogue_pools == 0:
+    elsewhere = catalogue
+    if evaluation.sampled_pools:
+        elsewhere = (
+            f"{number(evaluation.sample)} items drawn at random from {catalogue} (the same for "
+            f"every ranker, seed {evaluation.seed}) and the target"
+        )
+    if evaluation.impression_pools == evaluation.requests:
         pool = shown
     elif evaluation.impression_pools == 0:
-        pool = catalogue
+        pool = elsewhere
     else:
         pool = (
             f"the items shown at its step where the log tells them "
-            f"({number(evaluation.impression_pools)} times), else against {catalogue}"
+            f"({number(evaluation.impression_pools)} times), else against {elsewhere}"
         )
+    tie = "A tie never helps a ranker"
+    if evaluation.ties == "popularity":
+        tie = "A tie is won by items at least as popular as the target"
     sentences = [
         f"Each of {number(evaluation.requests)} interactions by {number(evaluation.users)} users "
         f"between {_time(evaluation.first_us)} and {_time(evaluation.last_us)} was predicted from "
         f"everything its user did before it, and ranked against {pool}. "
-        "A tie never helps a ranker, an item that a ranker does not know ranks last, and the range "
-        "beside an MRR is its 95% bootstrap interval over users."
+        f"{tie}, an item that a ranker does not know ranks last, and the range beside a value is "
+        "its 95% bootstrap interval over users."
     ]
     if evaluation.single_candidate_pools:
         sentences.append(
             f"In {number(evaluation.single_candidate_pools)} of the requests the target was the "
             "only candidate, which every ranker gets right."
         )
+    if evaluation.targets_added:
+        sentences.append(
+            f"In {number(evaluation.targets_added)} of the requests the target was not among the "
+            "items shown and was added to them."
+        )
+    if evaluation.mask != "none":
+        masked = {
+            "last-item": "The item just seen in the running session is ranked last",
+            "session": "All items of the running session are ranked last",
+        }[evaluation.mask]
+        sentences.append(f"{masked} by every ranker.")
     return tuple(sentences)
 
 
 def _results(evaluation: EvaluationResult, challenger: str, serving: str | None) -> Section:
     rankers = evaluation.rankers
-    columns = tuple(metric_title(name) for name in METRIC_NAMES)
-    arrows = tuple("↓" if name in LOWER_IS_BETTER else "↑" for name in METRIC_NAMES)
+    columns = tuple(metric_title(name) for name in _SHOWN)
+    arrows = tuple("↓" if name in LOWER_IS_BETTER else "↑" for name in _SHOWN)
     best = {
-        name: best_of((r.value(name) for r in rankers), name in LOWER_IS_BETTER)
-        for name in METRIC_NAMES
+        name: best_of((r.value(name) for r in rankers), name in LOWER_IS_BETTER) for name in _SHOWN
     }
     rows = [
         Row(
             ranker.name,
-            tuple(_metric_cell(ranker.groups["ALL"], name, best[name]) for name in METRIC_NAMES),
+            tuple(_metric_cell(ranker.groups["ALL"], name, best[name]) for name in _SHOWN),
             kind="challenger" if ranker.name == challenger else "",
             note=_role(ranker, challenger, serving, evaluation.items),
         )
@@ -149,7 +157,7 @@ def _results(evaluation: EvaluationResult, challenger: str, serving: str | None)
         rows.append(
             Row(
                 ORACLE,
-                tuple(_metric_cell(oracle.metrics["ALL"], name) for name in METRIC_NAMES),
+                tuple(_metric_cell(oracle.metrics["ALL"], name) for name in _SHOWN),
                 kind="oracle",
                 note=f"best possible, {number(oracle.metrics['ALL'].requests)} requests",
             )
@@ -169,9 +177,40 @@ def _results(evaluation: EvaluationResult, challenger: str, serving: str | None)
                 ),
                 tuple(rows),
             ),
+            *_differences(evaluation),
         ),
         charts=(_interval_chart(rankers),) if evaluation.requests else (),
     )
+
+
+def _differences(evaluation: EvaluationResult) -> tuple[Table, ...]:
+    """Return the first ranker against each other one, or nothing without paired intervals."""
+    others = [ranker for ranker in evaluation.rankers if ranker.behind_first]
+    if not others:
+        return ()
+    first = evaluation.rankers[0].name
+    return (
+        Table(
+            f"{first} minus each other ranker, with the 95% interval of the paired difference; in "
+            "bold where 0 is outside of it",
+            ("Against", *(metric_title(name) for name in _COMPARED)),
+            tuple(
+                Row(
+                    ranker.name,
+                    tuple(_difference_cell(ranker.behind_first[name]) for name in _COMPARED),
+                )
+                for ranker in others
+            ),
+        ),
+    )
+
+
+def _difference_cell(difference: Difference) -> Cell:
+    detail = ""
+    if math.isfinite(difference.low):
+        detail = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    text = f"{difference.mean:+.4f}" if math.isfinite(difference.mean) else NO_VALUE
+    return Cell(text, best=difference.excludes_zero, detail=detail)
 
 
 def _positions(evaluation: EvaluationResult, challenger: str) -> Section:
@@ -190,7 +229,8 @@ def _positions(evaluation: EvaluationResult, challenger: str) -> Section:
     counts = rankers[0].groups if rankers else {}
     first, later = (counts[group].requests if counts else 0 for group in ("FIRST", "LATER"))
     charts: tuple[Chart, ...] = ()
-    if any(len(ranker.by_position) > 1 for ranker in rankers):
+    # With breakdowns, the one by place tells the same.
+    if not evaluation.breakdowns and any(len(ranker.by_position) > 1 for ranker in rankers):
         charts = (_position_chart(rankers),)
     return Section(
         "positions",
@@ -233,8 +273,8 @@ def _group_row(
 def _metric_cell(metrics: Metrics, name: str, best: float = math.nan) -> Cell:
     value = metrics.value(name)
     detail = ""
-    if name == "mrr" and all(math.isfinite(bound) for bound in metrics.mrr_interval):
-        low, high = metrics.mrr_interval
+    low, high = metrics.interval(name)
+    if math.isfinite(low) and math.isfinite(high):
         detail = f"{low:.4f} to {high:.4f}"
     return Cell(share(value), best=value == best, detail=detail)
 
@@ -271,7 +311,11 @@ def _oracle_sentence(oracle: OracleResult, challenger: str) -> str:
 
 def _interval_chart(rankers: tuple[RankerResult, ...]) -> Chart:
     metrics = [ranker.groups["ALL"] for ranker in rankers]
-    rows = [Interval(value=m.mrr, low=m.mrr_interval[0], high=m.mrr_interval[1]) for m in metrics]
+    bounds = [m.interval("mrr") for m in metrics]
+    rows = [
+        Interval(value=m.mrr, low=low, high=high)
+        for m, (low, high) in zip(metrics, bounds, strict=True)
+    ]
     return Chart(
         "MRR with its 95% interval",
         Markup(interval_chart("mrr-intervals", rows, x_label="MRR")),
@@ -320,7 +364,3 @@ def _time(instant_us: int | None) -> str:
     if instant_us is None:
         return "an unknown time"
     return datetime.fromtimestamp(instant_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

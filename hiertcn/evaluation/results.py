@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hiertcn.errors import InputError
+from hiertcn.evaluation.bootstrap import Difference
+from hiertcn.evaluation.breakdowns import Breakdown
+from hiertcn.evaluation.examples import Example
 from hiertcn.evaluation.metrics import METRIC_NAMES, Metrics
 
 GROUPS: Final = ("ALL", "FIRST", "LATER")
@@ -45,6 +48,8 @@ class RankerResult:
         unknown_targets: requests whose target it does not know: each ranked last.
         nan_scores: scores of its candidates that were NaN: each ranked last.
         seconds: time spent in `Ranker.score`.
+        behind_first: metrics of the first ranker minus this one's, over all requests, by metric
+            name, with paired intervals; empty for the first ranker and without resamples.
     """
 
     name: str
@@ -54,6 +59,7 @@ class RankerResult:
     unknown_targets: int = 0
     nan_scores: int = 0
     seconds: float = 0.0
+    behind_first: Mapping[str, Difference] = field(default_factory=dict)
 
     def value(self, metric: str, group: str = "ALL") -> float:
         """Return a metric of a group, for example ``value("recall@10", "FIRST")``.
@@ -72,6 +78,9 @@ class RankerResult:
             "seconds": self.seconds,
             **{group: metrics.to_dict() for group, metrics in self.groups.items()},
             "by_position": [vars(place) for place in self.by_position],
+            "behind_first": {
+                metric: difference.to_list() for metric, difference in self.behind_first.items()
+            },
         }
 
     @classmethod
@@ -85,6 +94,10 @@ class RankerResult:
             unknown_targets=int(values["unknown_targets"]),
             nan_scores=int(values["nan_scores"]),
             seconds=float(values["seconds"]),
+            behind_first={
+                metric: Difference.from_list(difference)
+                for metric, difference in values.get("behind_first", {}).items()
+            },
         )
 
 
@@ -151,6 +164,14 @@ class EvaluationResult:
         last_us: time of the latest one.
         rankers: one result for each ranker, in the order they were given.
         oracle: the simulator's own ranking, if there is one.
+        sampled_pools: requests ranked against a random sample of the catalogue.
+        sample: how many items were drawn beside the target; 0 if none were.
+        targets_added: requests whose target was not among what was shown, and was added to it.
+        ties: see `ranking.RankingRules`.
+        mask: see `ranking.RankingRules`.
+        seed: seed of the sampled candidates, of the bootstrap and of the examples.
+        breakdowns: metrics by what was known before, see `breakdowns.break_down`.
+        examples: a few users with their recommendations.
     """
 
     requests: int
@@ -164,6 +185,14 @@ class EvaluationResult:
     last_us: int | None
     rankers: tuple[RankerResult, ...]
     oracle: OracleResult | None = None
+    sampled_pools: int = 0
+    sample: int = 0
+    targets_added: int = 0
+    ties: str = "last"
+    mask: str = "none"
+    seed: int = 0
+    breakdowns: tuple[Breakdown, ...] = ()
+    examples: tuple[Example, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -197,11 +226,14 @@ class EvaluationResult:
             "last_us": self.last_us,
             "rankers": {ranker.name: ranker.to_dict() for ranker in self.rankers},
             "oracle": None if self.oracle is None else self.oracle.to_dict(),
+            **{name: getattr(self, name) for name in _LATER_FIELDS},
+            "breakdowns": [breakdown.to_dict() for breakdown in self.breakdowns],
+            "examples": [example.to_dict() for example in self.examples],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EvaluationResult":
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote, also in releases that measured less.
 
         Raises:
             InputError: a field is missing, so this is not an evaluation.
@@ -217,6 +249,9 @@ class EvaluationResult:
                     for name, ranker in values["rankers"].items()
                 ),
                 oracle=None if oracle is None else OracleResult.from_dict(oracle),
+                **{name: values[name] for name in _LATER_FIELDS if name in values},
+                breakdowns=tuple(map(Breakdown.from_dict, values.get("breakdowns", ()))),
+                examples=tuple(map(Example.from_dict, values.get("examples", ()))),
             )
         except KeyError as error:
             raise InputError(
@@ -235,6 +270,8 @@ _PLAIN_FIELDS = (
     "first_us",
     "last_us",
 )
+_LATER_FIELDS = ("sampled_pools", "sample", "targets_added", "ties", "mask", "seed")
+"""Plain fields that an older evaluation lacks."""
 
 
 def kfp_metrics(result: EvaluationResult) -> dict[str, float]:

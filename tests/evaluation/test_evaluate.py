@@ -196,7 +196,7 @@ def test_seed_decides_the_intervals():
         evaluate([ranker], store, build_requests(store, 0), items=4, seed=seed)
         .ranker("any")
         .groups["ALL"]
-        .mrr_interval
+        .interval("mrr")
         for seed in (1, 1, 2)
     )
     assert first == same

@@ -78,6 +78,27 @@ def test_sample_is_uniform_ordered_and_decided_by_the_seed():
     assert picked.max() < 140
 
 
+@settings(deadline=None)
+@given(nested_users(), st.lists(st.integers(0, 4), max_size=6), st.integers(0, 40))
+def test_only_the_given_users_are_asked_about(users, chosen, start):
+    chosen = [user for user in chosen if user < len(users)]
+    store = store_of(users)
+    expected = [row for row in slow_requests(users, start, None) if row[0] in chosen]
+    found = build_requests(store, start, users=np.array(chosen, dtype=np.int64))
+    assert rows_of(found) == expected
+
+
+def test_without_a_start_all_sessions_are_asked():
+    store = store_of([[[(1, -5, [])], [(2, 3, [])]]])
+    assert rows_of(build_requests(store)) == [(0, 0, 0, 0, 1), (0, 1, 1, 0, 2)]
+    assert rows_of(build_requests(store, end_us=0)) == [(0, 0, 0, 0, 1)]
+
+
+def test_a_user_outside_the_store_is_named():
+    with pytest.raises(InputError, match="user 1 is not in the store; expected 0 to 0"):
+        build_requests(store_of([[[(1, 5, [])]]]), users=np.array([0, 1]))
+
+
 def test_nothing_in_the_range_is_no_request():
     requests = build_requests(store_of([[[(1, 5, [])]]]), 6)
     assert len(requests) == 0

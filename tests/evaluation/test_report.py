@@ -68,7 +68,9 @@ def metrics(mrr, requests=40):
         recall=dict.fromkeys(RECALL_AT, mrr),
         mrr=mrr,
         mrp=1 - mrr,
-        mrr_interval=(mrr - 0.01, mrr + 0.01),
+        ndcg=dict.fromkeys(RECALL_AT, mrr),
+        mrr_at=mrr,
+        intervals={"mrr": (mrr - 0.01, mrr + 0.01)},
     )
 
 
@@ -181,8 +183,8 @@ def test_report_shows_every_part(full_report):
 
 def test_best_of_each_column_is_bold_and_the_oracle_is_not(full_report):
     page = Page(full_report)
-    # Six metrics of all requests, two of the first and two of the later ones.
-    assert page.bold == ["0.4000"] * 5 + ["0.6000"] + ["0.4000"] * 4
+    # Eight metrics of all requests, two of the first and two of the later ones.
+    assert page.bold == ["0.4000"] * 7 + ["0.6000"] + ["0.4000"] * 4
 
 
 def test_report_needs_nothing_from_outside(full_report):
