@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hiertcn.evaluation.protocol import Requests
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore
+from hiertcn.training.item_vectors import ItemVectors, as_vectors
 from hiertcn.training.user_embeddings import embed_before
 from models.hiertcn import HierTCN
 
@@ -22,7 +23,8 @@ class HierTCNRanker:
     Args:
         model: put into evaluation mode.
         store: the histories.
-        table: the embeddings the model was trained with.
+        table: the vectors the model was trained with.
+        outputs: the vectors that score items, where they are other ones (one-hot items).
         name: of the ranker in tables and in the gate.
         device: where to compute.
     """
@@ -31,20 +33,22 @@ class HierTCNRanker:
         self,
         model: HierTCN,
         store: SessionStore,
-        table: ItemTable,
+        table: ItemTable | ItemVectors,
         *,
+        outputs: ItemTable | None = None,
         name: str = "HierTCN",
         device: str = "cpu",
     ) -> None:
         self.name = name
         self._model = model.to(device).eval()
-        self._store, self._table, self._device = store, table, device
-        self._catalogue: torch.Tensor | None = None
+        self._store, self._device = store, device
+        self._vectors = as_vectors(table, device)
+        self._outputs = self._vectors.outputs if outputs is None else as_vectors(outputs, device)
 
     @property
     def items(self) -> int:
         """Number of item rows the table has."""
-        return len(self._table)
+        return len(self._vectors)
 
     @torch.inference_mode()
     def score(
@@ -58,18 +62,15 @@ class HierTCNRanker:
         u = embed_before(
             self._model,
             self._store,
-            self._table,
+            self._vectors,
             requests.session,
             requests.interaction,
             self._device,
         )
         if candidates is None:
-            if self._catalogue is None:
-                everything = self._table.gather(np.arange(len(self._table)))
-                self._catalogue = torch.from_numpy(everything).to(self._device)
-            scores = u @ self._catalogue.T
+            scores = u @ self._outputs.all().T
         else:
-            vectors = torch.from_numpy(self._table.gather(candidates)).to(self._device)
+            vectors = self._outputs.gather(candidates)
             padding = torch.from_numpy(candidates < 0).to(self._device)
             scores = torch.einsum("bcd,bd->bc", vectors, u).masked_fill(padding, -torch.inf)
         return np.asarray(scores.float().cpu(), np.float32)

@@ -96,10 +96,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` returned; groups keep their current settings."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        # SparseAdam counts its steps with an int; a tensor in its place would cost it bits.
+        counts = value.dim() == 0 and value.dtype == torch.int64
+        state.setdefault(int(index), {})[name] = int(value) if counts else value
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -15,7 +15,7 @@ item and the batch plan. One process, one device.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -37,15 +37,16 @@ from hiertcn.training.checkpoints import (
     WEIGHTS_FILE,
     load_checkpoint,
     load_weights,
-    optimizer_tensors,
-    restore_optimizer,
     save_checkpoint,
     save_weights,
 )
+from hiertcn.training.item_vectors import load_vectors, save_vectors, start_vectors, table_dtype
 from hiertcn.training.lanes import to_tensors
 from hiertcn.training.objective import Objective
+from hiertcn.training.optimizers import DENSE_ITEMS, Optimizers
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.preconditions import check_table, choose_device, model_config
+from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.validation import Validation
 
@@ -56,30 +57,6 @@ _INTERACTIONS_PER_STEP = 512
 _FEWEST_LANES, _MOST_LANES = 8, 256
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSummary:
-    """What training did.
-
-    ``train_loss`` is the mean loss of the last stretch between validations; ``validation_mrr`` the
-    best one, whose weights were kept, reached after ``best_step``; ``seconds`` counts whole epochs
-    of resumed runs and all of the last; ``interactions_per_s`` counts training steps alone.
-    """
-
-    steps: int
-    epochs: int
-    best_step: int
-    train_loss: float
-    validation_mrr: float
-    stopped: str
-    seconds: float
-    interactions_per_s: float
-    parameters: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
 
 
 def train_hiertcn(
@@ -94,18 +71,21 @@ def train_hiertcn(
     """Train ``model`` in place and write it to the folder ``output``.
 
     Writes ``config.json``, ``model.safetensors`` and ``curve.json`` (``steps``, ``train_loss``,
-    ``validation_mrr``, one entry a validation). While training, ``output`` holds only a checkpoint,
+    ``validation_mrr``, one entry a validation), and where the item vectors were trained the folder
+    ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``. While
+    training, ``output`` holds only a checkpoint,
     from which the same call resumes after a kill; it is removed at the end.
 
     Args:
         model: a :class:`hiertcn.training.session_model.SessionModel` with a ``config``, e.g.
             ``models.hiertcn.HierTCN``; ends in evaluation mode with the best weights.
         store: the sessions; only those starting before ``split.validation_start_us`` are learnt.
-        table: item embeddings, frozen.
+        table: item vectors; what becomes of them is ``options.item_vectors``.
         split: where validation starts and ends.
         output: folder to write.
         options: see :class:`TrainOptions`.
-        warm_start: folder of an earlier model of the same configuration to start from.
+        warm_start: folder of an earlier model of the same configuration to start from, its trained
+            item vectors included; items it did not know start from ``table``.
 
     Raises:
         InputError: the table is too short, of another width, or not finite; a checkpoint or warm
@@ -114,29 +94,9 @@ def train_hiertcn(
     run = _Run(model, store, table, split, Path(output), options)
     if not run.resume() and warm_start is not None:
         load_weights(model, Path(warm_start) / WEIGHTS_FILE)
+        load_vectors(run.vectors, Path(warm_start))
         _log.info("starting from the weights of %s", warm_start)
     return run.train()
-
-
-@dataclass
-class _Progress:
-    """Where a run stands; JSON-ready, part of the checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    learning_rate: float = 0.0
-    loss_sum: float = 0.0
-    loss_targets: int = 0
-    stale: int = 0
-    best_step: int = 0
-    best_mrr: float = -1.0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    training_interactions: int = 0
-    steps: list[int] = field(default_factory=list)
-    train_loss: list[float] = field(default_factory=list)
-    validation_mrr: list[float] = field(default_factory=list)
 
 
 class _Run:
@@ -166,23 +126,34 @@ class _Run:
             end_us=split.validation_start_us,
             seed=options.seed,
         )
+        self.vectors = start_vectors(
+            options.item_vectors,
+            table,
+            self.device,
+            seed=options.seed,
+            # A catalogue that is scored whole has dense gradients.
+            sparse=len(table)
+            > max(DENSE_ITEMS, options.random_negatives + options.in_batch_negatives),
+        )
+        self.network = nn.ModuleDict({"model": model, "vectors": self.vectors})
         counts = _target_counts(store, split.validation_start_us, len(table))
-        self.objective = Objective(store, table, counts, options, self.device)
+        self.objective = Objective(store, self.vectors, counts, options, self.device)
         self.validation = Validation(
             store,
-            table,
+            self.vectors,
             split,
             requests=options.validation_requests,
             seed=options.seed,
             device=self.device,
         )
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=options.learning_rate,
+        self.optimizers = Optimizers(
+            model,
+            self.vectors,
             weight_decay=options.weight_decay,
-            fused=True,
+            vector_rate=(options.item_learning_rate or options.learning_rate)
+            / options.learning_rate,
         )
-        self.progress = _Progress(learning_rate=options.learning_rate)
+        self.progress = Progress(learning_rate=options.learning_rate)
         self.lanes = self._start_lanes()
         self.best: dict[str, Tensor] = {}
         self.identity = {
@@ -211,11 +182,11 @@ class _Run:
                 f"{path} belongs to a run with another {' and '.join(differing)}; delete it to "
                 "train from the start, or repeat the interrupted call unchanged"
             )
-        self.module.load_state_dict(_under("model.", tensors))
+        self.network.load_state_dict(_under("network.", tensors))
         self.best = _under("best.", tensors)
-        restore_optimizer(self.optimizer, _under("optimizer.", tensors))
+        self.optimizers.restore(_under("optimizers.", tensors))
         self.lanes = tensors["lanes"].to(self.device)
-        self.progress = _Progress(**meta["progress"])
+        self.progress = Progress(**meta["progress"])
         _log.info("resuming after step %d from %s", self.progress.step, path)
         return True
 
@@ -227,7 +198,7 @@ class _Run:
         while stopped is None:
             stopped = self._epoch()
             self.progress.seconds = before + time.monotonic() - started
-        self.module.load_state_dict(self.best)
+        self.network.load_state_dict(self.best)
         self.module.eval()
         return self._finish(stopped)
 
@@ -241,16 +212,19 @@ class _Run:
             return f"{options.max_epochs} epochs done"
         last_checkpoint = time.monotonic()
         with self._progress_bar() as bar:
+            asked = time.perf_counter()
             for batch in self.batches.epoch(progress.epoch, progress.step_in_epoch):
+                waited = time.perf_counter() - asked
                 if options.max_steps and progress.step >= options.max_steps:
                     if progress.steps[-1:] != [progress.step]:
                         self._validate()
                     return f"{options.max_steps} steps done"
                 started = time.perf_counter()
                 self._step(batch)
-                progress.training_seconds += time.perf_counter() - started
+                progress.training_seconds += waited + time.perf_counter() - started
+                progress.waiting_seconds += waited
                 bar.update(int(batch.is_target.sum()))
-                bar.set_postfix(loss=f"{self._mean_loss():.4f}", refresh=False)
+                bar.set_postfix(loss=f"{progress.mean_loss():.4f}", refresh=False)
                 if options.validate_steps and progress.step % options.validate_steps == 0:
                     self._validate()
                     if progress.stale >= options.patience:
@@ -258,6 +232,7 @@ class _Run:
                 if time.monotonic() - last_checkpoint >= options.checkpoint_s:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
+                asked = time.perf_counter()
         if progress.steps[-1:] != [progress.step]:
             self._validate()
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
@@ -267,18 +242,15 @@ class _Run:
     def _step(self, batch: SessionBatch) -> None:
         options, progress = self.options, self.progress
         warmth = min(1.0, (progress.step + 1) / max(1, options.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = progress.learning_rate * warmth
         torch.manual_seed(_step_seed(options.seed, progress.step))
         rng = np.random.default_rng((options.seed, progress.step, 1))
         self.module.train()
-        tensors = to_tensors(batch, self.table, self.device)
+        tensors = to_tensors(batch, self.vectors, self.device)
         u, lanes = self.model(tensors, self.lanes)
         loss = self.objective(u, tensors, rng)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.module.parameters(), options.clip)
-        self.optimizer.step()
+        self.optimizers.step(progress.learning_rate * warmth, options.clip)
         self.lanes = lanes.detach()
 
         value, targets = float(loss.detach()), len(tensors.targets)
@@ -287,29 +259,17 @@ class _Run:
                 f"the training loss became {value} at step {progress.step}; lower the learning "
                 f"rate ({options.learning_rate}) or the clip norm ({options.clip})"
             )
-        progress.loss_sum += value * targets
-        progress.loss_targets += targets
-        progress.training_interactions += targets
-        progress.step += 1
-        progress.step_in_epoch += 1
+        progress.add_step(value, targets)
 
     def _validate(self) -> None:
         progress = self.progress
         self.module.eval()
         mrr = self.validation.mrr(self.model)
-        progress.steps.append(progress.step)
-        progress.train_loss.append(self._mean_loss())
-        progress.validation_mrr.append(mrr)
-        progress.loss_sum, progress.loss_targets = 0.0, 0
-        if mrr > progress.best_mrr:
-            progress.best_mrr, progress.best_step, progress.stale = mrr, progress.step, 0
+        if progress.add_validation(mrr, self.options.decay):
             self.best = {
                 name: value.detach().cpu().clone()
-                for name, value in self.module.state_dict().items()
+                for name, value in self.network.state_dict().items()
             }
-        else:
-            progress.stale += 1
-            progress.learning_rate *= self.options.decay
         _log.info(
             "epoch %d, step %d: loss %.4f, validation MRR %.4f",
             progress.epoch + 1,
@@ -320,9 +280,9 @@ class _Run:
 
     def _checkpoint(self) -> None:
         tensors = {
-            **_prefixed("model.", self.module.state_dict()),
+            **_prefixed("network.", self.network.state_dict()),
             **_prefixed("best.", self.best),
-            **_prefixed("optimizer.", optimizer_tensors(self.optimizer)),
+            **_prefixed("optimizers.", self.optimizers.tensors()),
             "lanes": self.lanes,
         }
         meta = {"identity": self.identity, "progress": asdict(self.progress)}
@@ -332,14 +292,8 @@ class _Run:
         progress = self.progress
         save_weights(self.module, self.output / WEIGHTS_FILE)
         write_json(self.output / CONFIG_FILE, model_config(self.module))
-        write_json(
-            self.output / CURVE_FILE,
-            {
-                "steps": progress.steps,
-                "train_loss": progress.train_loss,
-                "validation_mrr": progress.validation_mrr,
-            },
-        )
+        write_json(self.output / CURVE_FILE, progress.curve())
+        save_vectors(self.vectors, self.output, table_dtype(self.table))
         (self.output / CHECKPOINT_FILE).unlink(missing_ok=True)
         summary = TrainSummary(
             steps=progress.step,
@@ -351,7 +305,9 @@ class _Run:
             seconds=progress.seconds,
             interactions_per_s=progress.training_interactions
             / max(progress.training_seconds, 1e-9),
+            waiting_share=progress.waiting_seconds / max(progress.training_seconds, 1e-9),
             parameters=sum(weights.numel() for weights in self.module.parameters()),
+            item_parameters=sum(weights.numel() for weights in self.vectors.parameters()),
         )
         _log.info(
             "trained %d steps (%s), best validation MRR %.4f at step %d, wrote %s",
@@ -365,9 +321,6 @@ class _Run:
 
     def _start_lanes(self) -> Tensor:
         return self.model.initial_state(self.lane_count).detach().clone()
-
-    def _mean_loss(self) -> float:
-        return self.progress.loss_sum / max(self.progress.loss_targets, 1)
 
     def _progress_bar(self) -> Any:
         return tqdm(

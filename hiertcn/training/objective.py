@@ -12,36 +12,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore
 from hiertcn.training import losses
+from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.negatives import PoolSampler, ShownItems, shown_negatives
 from hiertcn.training.options import TrainOptions
 
 
 class Objective:
-    """Callable loss; holds the sampler and, for a small catalogue, its vectors.
+    """Callable loss; holds the sampler.
 
     Args:
+        vectors: what the batches' items were gathered from; ``vectors.outputs`` score.
         counts: int64 ``[items]``, how often each item is a training target.
     """
 
     def __init__(
         self,
         store: SessionStore,
-        table: ItemTable,
+        vectors: ItemVectors,
         counts: NDArray[np.int64],
         options: TrainOptions,
         device: torch.device,
     ) -> None:
-        self._store, self._table, self._options, self._device = store, table, options, device
+        self._store, self._options, self._device = store, options, device
+        self._outputs, self._is_tied = vectors.outputs, vectors.outputs is vectors
         self._sampler = PoolSampler(
             counts, random=options.random_negatives, in_batch=options.in_batch_negatives
         )
-        self._catalogue: Tensor | None = None
-        if self._sampler.whole_catalogue:
-            self._catalogue = self._gather(np.arange(len(table)))
         self._uses_shown = store.has_impressions and options.max_impressions > 0
 
     def __call__(self, u: Tensor, batch: LaneBatch, rng: np.random.Generator) -> Tensor:
@@ -53,14 +52,17 @@ class Objective:
             rng: decides the random negatives.
         """
         options = self._options
-        target = batch.items.index_select(0, batch.targets)
+        if self._is_tied:
+            target = batch.items.index_select(0, batch.targets)
+        else:
+            target = self._outputs.gather(batch.target_rows)
         if options.loss == "l2":
             return losses.l2(u, target).mean()
         positive = (u * target).sum(1)
         shown = self._score_shown(u, batch) if self._uses_shown else None
         if options.loss == "softmax":
-            if self._catalogue is not None:
-                loss = losses.catalogue_softmax(positive, u @ self._catalogue.T)
+            if self._sampler.whole_catalogue:
+                loss = losses.catalogue_softmax(positive, u @ self._outputs.all().T)
             else:
                 loss = losses.softmax(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
@@ -79,28 +81,28 @@ class Objective:
         self, u: Tensor, batch: LaneBatch, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         pool = self._sampler.draw(batch.target_rows.cpu().numpy(), rng)
-        vectors = self._gather(pool.rows) if self._catalogue is None else self._catalogue
+        if self._sampler.whole_catalogue:
+            vectors = self._outputs.all()
+        else:
+            vectors = self._outputs.gather(pool.rows)
         rows = torch.from_numpy(pool.rows).to(self._device)
         mask = rows != batch.target_rows.unsqueeze(1)
         return u @ vectors.T, mask, torch.from_numpy(pool.log_expected).to(self._device)
 
     def _score_shown(self, u: Tensor, batch: LaneBatch) -> tuple[Tensor, Tensor]:
         shown = shown_negatives(self._store, batch.interactions, self._options.max_impressions)
-        return score_shown(u, shown, self._table, self._device)
-
-    def _gather(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._table.gather(rows)).to(self._device)
+        return score_shown(u, shown, self._outputs, self._device)
 
 
 def score_shown(
-    u: Tensor, shown: ShownItems, table: ItemTable, device: torch.device
+    u: Tensor, shown: ShownItems, outputs: ItemVectors, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Score shown items against their interaction's user embedding.
 
     Args:
         u: ``[n, dim]`` float.
         shown: the items; ``shown.interactions`` is ``n``.
-        table: their embeddings.
+        outputs: the vectors that score them.
         device: of ``u``.
 
     Returns:
@@ -108,7 +110,7 @@ def score_shown(
     """
     owner = torch.from_numpy(shown.owner).to(device)
     place = torch.from_numpy(shown.place).to(device)
-    vectors = torch.from_numpy(table.gather(shown.rows)).to(device)
+    vectors = outputs.gather(shown.rows)
     scores = u.new_zeros(shown.interactions, shown.width)
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask[owner, place] = True

@@ -9,6 +9,9 @@ from hiertcn.errors import InputError
 Loss = Literal["softmax", "nce", "bpr", "hinge", "l2"]
 LOSSES: Final = ("softmax", "nce", "bpr", "hinge", "l2")
 
+ItemVectorKind = Literal["frozen", "fine-tuned", "learned", "one-hot"]
+ITEM_VECTOR_KINDS: Final = ("frozen", "fine-tuned", "learned", "one-hot")
+
 _DEVICES: Final = ("auto", "cpu", "cuda")
 
 
@@ -17,6 +20,11 @@ class TrainOptions:
     """How HierTCN is trained; defaults suit logs of 10,000 to 10 M interactions on a CPU.
 
     Attributes:
+        item_vectors: frozen (the item table's, as in the paper's production setting), fine-tuned
+            (trained from the table's), learned (trained from random ones, but for the table's
+            prior), or one-hot (learned, with a second learned matrix to score with; Eq. 17 with
+            the softmax loss).
+        item_learning_rate: Adam's for trained item vectors; 0 for the same as ``learning_rate``.
         lanes: users trained side by side (the paper's batch size is 32); 0 chooses from 8 to 256
             so that a step holds about 512 interactions.
         sessions_per_step: sessions of each lane in one step; back-propagation ends with the step.
@@ -47,6 +55,8 @@ class TrainOptions:
         InputError: a value is out of range.
     """
 
+    item_vectors: ItemVectorKind = "frozen"
+    item_learning_rate: float = 0.0
     lanes: int = 0
     sessions_per_step: int = 4
     max_length: int = 200
@@ -80,6 +90,7 @@ class TrainOptions:
         ):
             self._require(name, getattr(self, name) >= 1, "a whole number >= 1")
         for name in (
+            "item_learning_rate",
             "lanes",
             "warmup_steps",
             "weight_decay",
@@ -96,6 +107,8 @@ class TrainOptions:
         for name in ("learning_rate", "clip", "margin"):
             self._require(name, getattr(self, name) > 0, "a number > 0")
         self._require("decay", 0 < self.decay <= 1, "a number above 0 and at most 1")
+        kinds = ITEM_VECTOR_KINDS
+        self._require("item_vectors", self.item_vectors in kinds, f"one of {', '.join(kinds)}")
         self._require("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         self._require("device", self.device in _DEVICES, f"one of {', '.join(_DEVICES)}")
         if self.loss != "l2":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.training.item_vectors import ItemVectors, as_vectors
 from hiertcn.training.session_model import SessionModel
 
 
@@ -24,7 +25,7 @@ from hiertcn.training.session_model import SessionModel
 def embed_before(
     model: SessionModel,
     store: SessionStore,
-    table: ItemTable,
+    table: ItemTable | ItemVectors,
     session: NDArray[np.int64],
     interaction: NDArray[np.int64],
     device: torch.device | str = "cpu",
@@ -34,7 +35,7 @@ def embed_before(
     Args:
         model: in evaluation mode, on ``device``.
         store: the histories.
-        table: the embeddings the model was trained with.
+        table: the vectors the model was trained with.
         session: int64 ``[n]``, the session of each interaction.
         interaction: int64 ``[n]``, places in the store's columns.
         device: where to compute.
@@ -42,6 +43,7 @@ def embed_before(
     Returns:
         float32 ``[n, dim]`` on ``device``.
     """
+    table = as_vectors(table, device)
     sessions, which = np.unique(session, return_inverse=True)
     states = states_before(model, store, table, sessions, device)
     first = np.full(len(sessions), np.iinfo(np.int64).max)
@@ -57,9 +59,7 @@ def embed_before(
     offsets = np.concatenate([[0], np.cumsum(last - first)])
     lengths = np.bincount(owner[known], minlength=len(sessions))
 
-    u = model.encode(
-        _tensor(table.gather(rows[known]), device), _tensor(lengths, device), states[:, -1]
-    )
+    u = model.encode(table.gather(rows[known]), _tensor(lengths, device), states[:, -1])
     # One output row more than items a session: its start token's.
     position = seen[offsets[which] + interaction - first[which]] - seen[offsets[which]]
     return u.index_select(0, _tensor(seen[offsets[which]] + which + position, device))
@@ -69,7 +69,7 @@ def embed_before(
 def states_before(
     model: SessionModel,
     store: SessionStore,
-    table: ItemTable,
+    table: ItemTable | ItemVectors,
     sessions: NDArray[np.int64],
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -78,10 +78,11 @@ def states_before(
     Args:
         model: in evaluation mode, on ``device``.
         store: the histories.
-        table: the embeddings the model was trained with.
+        table: the vectors the model was trained with.
         sessions: int64 ``[n]``, distinct sessions.
         device: where to compute.
     """
+    table = as_vectors(table, device)
     if len(sessions) == 0:
         return model.initial_state(0)
     owner = store.user_of_session(sessions)
@@ -105,7 +106,7 @@ def states_before(
         active = int(np.searchsorted(-longest, -step))
         if active:
             means, closes = _session_means(store, table, store.user_offsets[users[:active]] + step)
-            after = model.gru_step(state[:active], _tensor(means, device))
+            after = model.gru_step(state[:active], means)
             if not closes.all():
                 after = torch.where(_tensor(closes, device)[:, None, None], after, state[:active])
             state[:active] = after
@@ -113,19 +114,21 @@ def states_before(
 
 
 def _session_means(
-    store: SessionStore, table: ItemTable, sessions: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    store: SessionStore, table: ItemVectors, sessions: NDArray[np.int64]
+) -> tuple[Tensor, NDArray[np.bool_]]:
     """Return each session's mean vector, and whether it has a known item."""
     starts = store.session_offsets[sessions]
     counts = store.session_offsets[sessions + 1] - starts
     rows = store.item_rows[ranges(starts, counts)]
     known = rows < len(table)
-    vectors = table.gather(np.where(known, rows, -1))
-    offsets = np.cumsum(counts) - counts
-    sums = np.add.reduceat(vectors, offsets, axis=0)
-    known_counts = np.add.reduceat(known.astype(np.int64), offsets)
-    means = (sums / np.maximum(known_counts, 1)[:, None]).astype(np.float32)
-    return means, known_counts > 0
+    owner = np.repeat(np.arange(len(sessions)), counts)
+    known_counts = np.bincount(owner[known], minlength=len(sessions))
+    vectors = table.gather(rows[known])
+    sums = vectors.new_zeros(len(sessions), table.dim)
+    sums.index_add_(0, _tensor(owner[known], vectors.device), vectors)
+    return sums / _tensor(np.maximum(known_counts, 1), vectors.device).unsqueeze(
+        1
+    ), known_counts > 0
 
 
 def _tensor(array: NDArray[np.generic], device: torch.device | str) -> Tensor:

@@ -8,13 +8,13 @@ full comparison, with other metrics, baselines and intervals, is hiertcn/evaluat
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hiertcn.errors import InputError
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.split import Split
 from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.training.item_vectors import ItemVectors, as_vectors
 from hiertcn.training.negatives import shown_negatives
 from hiertcn.training.objective import score_shown
 from hiertcn.training.session_model import SessionModel
@@ -37,14 +37,15 @@ class Validation:
     def __init__(
         self,
         store: SessionStore,
-        table: ItemTable,
+        table: ItemTable | ItemVectors,
         split: Split,
         *,
         requests: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self._store, self._table, self._device = store, table, device
+        self._store, self._device = store, device
+        self._vectors = as_vectors(table, device)
         starts = store.session_starts_us()
         sessions = np.flatnonzero(
             (starts >= split.validation_start_us) & (starts < split.test_start_us)
@@ -70,7 +71,6 @@ class Validation:
             if self._among_shown:
                 self._interactions = self._interactions[has_pool]
                 self._sessions = self._sessions[has_pool]
-        self._catalogue: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._interactions)
@@ -87,25 +87,18 @@ class Validation:
     def _ranks(self, model: SessionModel, chosen: slice) -> Tensor:
         interactions = self._interactions[chosen]
         u = embed_before(
-            model, self._store, self._table, self._sessions[chosen], interactions, self._device
+            model, self._store, self._vectors, self._sessions[chosen], interactions, self._device
         )
         targets = self._store.item_rows[interactions].astype(np.int64)
-        positive = (u * self._gather(targets)).sum(1, keepdim=True)
+        outputs = self._vectors.outputs
+        positive = (u * outputs.gather(targets)).sum(1, keepdim=True)
         if self._among_shown:
             shown = shown_negatives(self._store, interactions)
-            scores, others = score_shown(u, shown, self._table, self._device)
+            scores, others = score_shown(u, shown, outputs, self._device)
         else:
-            scores = u @ self._all_items().T
+            scores = u @ outputs.all().T
             others = torch.ones_like(scores, dtype=torch.bool)
             others[torch.arange(len(u)), torch.from_numpy(targets)] = False
         # A NaN score of the target must not rank it first.
         beaten_by = ~(scores < positive) & others
         return 1 + beaten_by.sum(1)
-
-    def _all_items(self) -> Tensor:
-        if self._catalogue is None:
-            self._catalogue = self._gather(np.arange(len(self._table)))
-        return self._catalogue
-
-    def _gather(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._table.gather(rows)).to(self._device)
