@@ -8,12 +8,14 @@ largest value of 1 and added with a weight chosen on validation.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import Requests
+from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore
 from models.counting.context import context
 
@@ -52,18 +54,27 @@ class Reminder:
         self, evidence: NDArray[np.float32], store: SessionStore, requests: Requests
     ) -> NDArray[np.float32]:
         """Return the evidence float32 ``[batch, items]`` with the reminders added."""
-        batch, items = evidence.shape
-        past = context(store, requests, items)
-        cell = past.owner() * items + past.rows
-        weights = np.where(past.earlier, self.decay ** past.age.astype(np.float64), 0.0)
-        reminders = np.bincount(cell, weights, batch * items).astype(np.float64)
-        reminders = reminders.reshape(batch, items)
-        mixed = _to_one(evidence.astype(np.float64))
-        mixed[reminders > 0] *= 1.0 + self.boost
-        mixed += self.weight * _to_one(reminders)
-        return mixed.astype(np.float32)
+        past = context(store, requests, evidence.shape[1])
+        weights = np.exp(past.age * np.log(self.decay)) * past.earlier
+        mixed = np.array(evidence)
+        _mix(mixed, past.offsets, past.rows, weights, self.weight, self.boost)
+        return mixed
 
 
-def _to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest = values.max(1, keepdims=True)
-    return values / np.where(largest > 0, largest, 1.0)
+@compiled
+def _mix(evidence: Any, offsets: Any, rows: Any, weights: Any, weight: float, boost: float) -> None:
+    reminders = np.zeros(evidence.shape[1], np.float64)
+    for request in range(len(offsets) - 1):
+        scores = evidence[request]
+        largest = scores.max()
+        if largest > 0:
+            scores /= largest
+        largest = 0.0
+        for entry in range(offsets[request], offsets[request + 1]):
+            reminders[rows[entry]] += weights[entry]
+            largest = max(largest, reminders[rows[entry]])
+        for entry in range(offsets[request], offsets[request + 1]):
+            row = rows[entry]
+            if reminders[row] > 0:
+                scores[row] = scores[row] * (1.0 + boost) + weight * reminders[row] / largest
+                reminders[row] = 0.0

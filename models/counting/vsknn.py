@@ -5,7 +5,7 @@ section 2.3; weights as in the authors' framework session-rec. Extension by the 
 items: Latifi, Mauro and Jannach, Information Sciences 573, 2021.
 """
 
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,22 +78,24 @@ class VSKNN(SessionNeighbours):
     def _similarity_weights(self, past: Context) -> NDArray[np.float64]:
         age = past.age.astype(np.float64)
         place = 1.0 - age / past.length[past.owner()]
-        weights = {
+        weights: dict[Decay, NDArray[np.floating[Any]]] = {
             "same": np.ones_like(age),
             "linear": 1.0 - 0.1 * age,
             "div": place,
             "log": 1.0 / np.log10(age + 1.7),
             "quadratic": place**2,
         }
-        return np.maximum(weights[self._weighting], _LEAST).astype(np.float64)
+        chosen: NDArray[np.float64] = np.maximum(weights[self._weighting], _LEAST)
+        return chosen
 
     def _score_weights(self, past: Context) -> NDArray[np.float64]:
         step = past.age + 1.0
-        weights = {
+        weights: dict[Decay, NDArray[np.floating[Any]]] = {
             "same": np.ones_like(step),
             "linear": 1.0 - 0.1 * step,
             "div": 1.0 / step,
             "log": 1.0 / np.log10(step + 1.7),
             "quadratic": step**-2,
         }
-        return np.maximum(weights[self._weighting_score], _LEAST).astype(np.float64)
+        chosen: NDArray[np.float64] = np.maximum(weights[self._weighting_score], _LEAST)
+        return chosen
