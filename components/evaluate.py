@@ -30,7 +30,7 @@ def evaluate(
 
     Args:
         lineage: lineage of the model, and so of everything it was made from.
-        candidates: auto, impressions or catalogue.
+        candidates: auto, impressions, catalogue, or sample:N for N random items.
         max_requests: evaluate on a sample of at most this many interactions.
         tolerance: share of the serving release's MRR that may be lost.
         oracle: the simulator's oracle folder, or empty.
@@ -55,12 +55,16 @@ def evaluate(
 
     with step("evaluate", locals()):
         from pathlib import Path
-        from typing import cast
+
+        import numpy as np
+        import pyarrow as pa
+        from numpy.typing import NDArray
 
         from hiertcn.evaluation.evaluate import evaluate as rank_all
+        from hiertcn.evaluation.examples import ExampleOptions
         from hiertcn.evaluation.gate import decide
+        from hiertcn.evaluation.item_texts import item_texts
         from hiertcn.evaluation.oracle import join_oracle
-        from hiertcn.evaluation.pools import CandidateSource
         from hiertcn.evaluation.protocol import Ranker, build_requests
         from hiertcn.evaluation.report import write_report
         from hiertcn.evaluation.results import kfp_metrics
@@ -103,13 +107,23 @@ def evaluate(
                     name=serving,
                 )
             )
+
+        def name_users(users: NDArray[np.int64]) -> list[str]:
+            names: list[str] = store.user_ids.take(pa.array(users)).to_pylist()
+            return names
+
         result = rank_all(
             rankers,
             store,
             requests,
             items=len(table),
-            candidates=cast(CandidateSource, candidates),
+            candidates=candidates,
             oracle=join_oracle(Path(oracle), store, requests, index) if oracle else None,
+            examples=ExampleOptions(
+                users=3,
+                item_labels=item_texts(index, Path(snapshot.path) / "items.parquet"),
+                user_labels=name_users,
+            ),
             seed=seed,
         )
         decision = decide(result, serving=serving, tolerance=tolerance)

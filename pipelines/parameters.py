@@ -273,7 +273,7 @@ PARAMETERS: Final = (
         name="candidates",
         default="auto",
         group=_GATE,
-        unit="auto, impressions or catalogue",
+        unit="auto, impressions, catalogue or sample:N",
         help="What a target is ranked against; auto takes the impressions where they are known.",
     ),
     Parameter(

@@ -162,64 +162,63 @@ def make_examples(
     best = ranking.top(chosen, options.top)
     picked = requests.take(chosen)
     users = options.user_labels(picked.user)
+    past = [_past_rows(store, picked, at, options) for at in range(len(picked))]
+    text = _texts_of(
+        options, [best.ravel(), picked.target_row, *(rows for of in past for _, rows in of)]
+    )
     examples = []
     for at, request in enumerate(chosen.tolist()):
         target = int(picked.target_row[at])
-        sessions, earlier = _past(store, picked, at, options)
+        running = int(picked.session[at])
+        sessions = tuple(
+            PastSession(
+                start_us=int(store.timestamps_us[store.session_offsets[session]]),
+                left_out=max(0, len(rows) - options.interactions),
+                items=tuple(text[row] for row in rows[-options.interactions :].tolist()),
+                running=session == running,
+            )
+            for session, rows in past[at]
+        )
+        recommendations = []
+        for index, name in enumerate(names):
+            rows = best[index, at][best[index, at] >= 0].tolist()
+            recommendations.append(
+                Recommendations(
+                    ranker=name,
+                    items=tuple(text[row] for row in rows),
+                    target_place=rows.index(target) if target in rows else None,
+                    target_rank=int(ranking.ranks[index, request]),
+                )
+            )
         examples.append(
             Example(
                 user=users[at],
                 time_us=int(store.timestamps_us[picked.interaction[at]]),
-                target=options.item_labels(np.array([target]))[0],
-                earlier_sessions=earlier,
+                target=text[target],
+                earlier_sessions=past[at][0][0] - int(store.user_offsets[picked.user[at]]),
                 sessions=sessions,
-                recommendations=tuple(
-                    _recommendations(
-                        name, best[index, at], target, ranking, index, request, options
-                    )
-                    for index, name in enumerate(names)
-                ),
+                recommendations=tuple(recommendations),
             )
         )
     return tuple(examples)
 
 
-def _past(
+def _past_rows(
     store: SessionColumns, requests: Requests, at: int, options: ExampleOptions
-) -> tuple[tuple[PastSession, ...], int]:
+) -> list[tuple[int, NDArray[np.int64]]]:
+    """Return the last sessions of a request's user, and the item rows that came before it."""
     running = int(requests.session[at])
-    first = int(store.user_offsets[requests.user[at]])
-    shown = max(first, running - options.sessions + 1)
-    sessions = []
-    for session in range(shown, running + 1):
+    first = max(int(store.user_offsets[requests.user[at]]), running - options.sessions + 1)
+    past = []
+    for session in range(first, running + 1):
         start = int(store.session_offsets[session])
         stop = min(int(store.session_offsets[session + 1]), int(requests.interaction[at]))
-        begin = max(start, stop - options.interactions)
-        sessions.append(
-            PastSession(
-                start_us=int(store.timestamps_us[start]),
-                left_out=begin - start,
-                items=tuple(options.item_labels(store.item_rows[begin:stop].astype(np.int64))),
-                running=session == running,
-            )
-        )
-    return tuple(sessions), shown - first
+        past.append((session, store.item_rows[start:stop].astype(np.int64)))
+    return past
 
 
-def _recommendations(
-    name: str,
-    rows: NDArray[np.int64],
-    target: int,
-    ranking: Ranking,
-    index: int,
-    request: int,
-    options: ExampleOptions,
-) -> Recommendations:
-    rows = rows[rows >= 0]
-    place = np.flatnonzero(rows == target)
-    return Recommendations(
-        ranker=name,
-        items=tuple(options.item_labels(rows)),
-        target_place=int(place[0]) if len(place) else None,
-        target_rank=int(ranking.ranks[index, request]),
-    )
+def _texts_of(options: ExampleOptions, rows: Sequence[NDArray[Any]]) -> dict[int, str]:
+    """Ask once for the texts of all item rows: it may be a scan of the items file."""
+    wanted = np.unique(np.concatenate(rows).astype(np.int64))
+    wanted = wanted[wanted >= 0]
+    return dict(zip(wanted.tolist(), options.item_labels(wanted), strict=True))

@@ -4,6 +4,8 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 from hiertcn.evaluation.breakdowns import Breakdown, break_down
 from hiertcn.evaluation.evaluate import evaluate
 from hiertcn.evaluation.examples import Example, ExampleOptions, choose_examples
+from hiertcn.evaluation.item_texts import item_texts
 from hiertcn.evaluation.protocol import build_requests
 from hiertcn.evaluation.report import write_report
+from hiertcn.items.index import IdIndex
 from tests.evaluation.stores import ArrayRanker, nested_users, store_of
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -193,3 +197,17 @@ def test_an_evaluation_without_requests_has_no_analyses():
     options = ExampleOptions(users=2)
     result = evaluate([ranker], store, requests, items=4, examples=options)
     assert result.breakdowns == () and result.examples == ()
+
+
+def test_items_are_called_by_id_and_title_where_there_is_one(tmp_path):
+    index = IdIndex.build(["a", "b", "c"], tmp_path / "index")
+    rows = index.rows(["a", "b", "c"])
+    assert item_texts(index)(rows) == ["a", "b", "c"]
+    assert item_texts(index, tmp_path / "missing.parquet")(rows) == ["a", "b", "c"]
+    items = pa.table({"item_id": ["a", "b", "z"], "title": ["Red  mug", None, "not asked"]})
+    pq.write_table(items, tmp_path / "items.parquet")
+    assert item_texts(index, tmp_path / "items.parquet")(rows) == ["a: Red mug", "b", "c"]
+    assert item_texts(index, tmp_path / "items.parquet")(rows[:0]) == []
+    long = pa.table({"item_id": ["c"], "name": ["word " * 40]})
+    pq.write_table(long, tmp_path / "long.parquet")
+    assert len(item_texts(index, tmp_path / "long.parquet")(rows[2:])[0]) <= 63
