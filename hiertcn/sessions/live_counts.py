@@ -1,0 +1,199 @@
+"""How often each item was interacted with in the last quarter of an hour, hour and six hours.
+
+Counts are by whole minutes: at time ``t``, in the minute ``b``, a window of ``w`` minutes holds the
+interactions of the minutes ``b - w .. b - 1``. The running minute never counts, so nothing is
+looked at ahead when a log is replayed, and the sidecar need not recount before the next minute.
+
+This module reconstructs the counts for any time of a session store, for training and evaluation;
+hiertcn/serving/live_windows.py keeps them for the present. Memory: 12 bytes an interaction at most.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from hiertcn.sessions.store import SessionStore
+
+WINDOWS_MINUTES: Final = (15, 60, 360)
+FEATURES: Final = ("live_15m", "live_1h", "live_6h")
+MINUTE_US: Final = 60_000_000
+
+_BLOCK_MINUTES: Final = 15
+
+
+class LiveCounts:
+    """Counts of a store's interactions in the windows before any time.
+
+    Args:
+        store: the interactions, of all users; rows from ``items`` on are passed over.
+        items: length of the catalogue.
+        end_us: interactions at or after it, in microseconds, are not seen; None: all are.
+    """
+
+    def __init__(self, store: SessionStore, items: int, end_us: int | None = None) -> None:
+        rows, times = np.asarray(store.item_rows), np.asarray(store.timestamps_us)
+        kept = rows < items
+        if end_us is not None:
+            kept &= times < end_us
+        minute = times[kept] // MINUTE_US
+        self._items = items
+        self._minutes = _Buckets(minute, rows[kept], items)
+        self._blocks = _Buckets(minute // _BLOCK_MINUTES, rows[kept], items)
+        self._scratch = np.zeros((len(WINDOWS_MINUTES), items), np.float32)
+
+    def of_catalogue(self, times_us: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the counts of all items, float32 ``[windows, n, items]``, at times int64 [n]."""
+        out = np.zeros((len(WINDOWS_MINUTES), len(times_us), self._items), np.float32)
+        _count(*self._inputs(times_us), np.empty((1, 0), np.int64), True, True, out)
+        return out
+
+    def of_items(
+        self, times_us: NDArray[np.int64], rows: NDArray[np.integer[Any]]
+    ) -> NDArray[np.float32]:
+        """Return the counts of the asked items, float32 ``[windows, n, count]``.
+
+        Args:
+            times_us: int64 ``[n]``, microseconds since the epoch.
+            rows: item rows, ``[n, count]``, or ``[count]`` asked at every time; negative rows get
+                zeros.
+        """
+        shared = rows.ndim == 1
+        asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
+        out = np.zeros((len(WINDOWS_MINUTES), len(times_us), asked.shape[1]), np.float32)
+        _count(*self._inputs(times_us), asked, shared, False, out)
+        return out
+
+    def _inputs(self, times_us: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        minutes, blocks = self._minutes, self._blocks
+        now = np.asarray(times_us) // MINUTE_US
+        return (
+            now,
+            np.argsort(now, kind="stable"),
+            np.array(WINDOWS_MINUTES),
+            minutes.keys,
+            minutes.offsets,
+            minutes.rows,
+            minutes.counts,
+            blocks.keys,
+            blocks.offsets,
+            blocks.rows,
+            blocks.counts,
+            self._scratch,
+        )
+
+
+def minute_counts(
+    store: SessionStore, until_us: int, minutes: int = WINDOWS_MINUTES[-1]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """Count the interactions of the last minutes up to a time, by minute and item.
+
+    Args:
+        store: the interactions.
+        until_us: microseconds since the epoch, inclusive.
+        minutes: how many, the one that ``until_us`` lies in included.
+
+    Returns:
+        Minute since the epoch int64 ``[k]``, item row int32 ``[k]`` and count int32 ``[k]``, by
+        minute, then item.
+    """
+    rows, minute = np.asarray(store.item_rows), np.asarray(store.timestamps_us) // MINUTE_US
+    last = until_us // MINUTE_US
+    kept = (minute > last - minutes) & (store.timestamps_us <= until_us)
+    buckets = _Buckets(minute[kept], rows[kept], int(rows.max(initial=0)) + 1)
+    return np.repeat(buckets.keys, np.diff(buckets.offsets)), buckets.rows, buckets.counts
+
+
+class _Buckets:
+    """Counts by time bucket and item, only of buckets with any: CSR over ``keys``."""
+
+    def __init__(self, key: NDArray[np.int64], rows: NDArray[np.int32], items: int) -> None:
+        pair, counts = np.unique(key * items + rows, return_counts=True)
+        bucket = pair // items
+        self.keys, first = np.unique(bucket, return_index=True)
+        self.offsets = np.append(first, len(pair)).astype(np.int64)
+        self.rows = (pair % items).astype(np.int32)
+        self.counts = counts.astype(np.int32)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _add(keys, offsets, rows, counts, low, high, sign, out):  # type: ignore[no-untyped-def]
+    """Add the buckets ``low .. high - 1`` to ``out [items]``."""
+    bucket = np.searchsorted(keys, low)
+    while bucket < len(keys) and keys[bucket] < high:
+        for entry in range(offsets[bucket], offsets[bucket + 1]):
+            out[rows[entry]] += sign * counts[entry]
+        bucket += 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _count(  # type: ignore[no-untyped-def]
+    now,
+    order,
+    windows,
+    minute_keys,
+    minute_offsets,
+    minute_rows,
+    minute_counts,
+    block_keys,
+    block_offsets,
+    block_rows,
+    block_counts,
+    scratch,
+    asked,
+    shared,
+    everything,
+    out,
+):
+    counted = np.int64(-1)
+    for place in range(len(order)):
+        request = order[place]
+        if place == 0 or now[request] != counted:
+            counted = now[request]
+            scratch[:] = 0.0
+            for window in range(len(windows)):
+                low = counted - windows[window]
+                # Whole blocks inside the window are added at once, the edges minute by minute.
+                first_block = -(-low // _BLOCK_MINUTES)
+                last_block = counted // _BLOCK_MINUTES
+                if first_block <= last_block:
+                    _add(
+                        minute_keys,
+                        minute_offsets,
+                        minute_rows,
+                        minute_counts,
+                        low,
+                        first_block * _BLOCK_MINUTES,
+                        1.0,
+                        scratch[window],
+                    )
+                    _add(
+                        block_keys,
+                        block_offsets,
+                        block_rows,
+                        block_counts,
+                        first_block,
+                        last_block,
+                        1.0,
+                        scratch[window],
+                    )
+                    low = last_block * _BLOCK_MINUTES
+                _add(
+                    minute_keys,
+                    minute_offsets,
+                    minute_rows,
+                    minute_counts,
+                    low,
+                    counted,
+                    1.0,
+                    scratch[window],
+                )
+        if everything:
+            out[:, request] = scratch
+        else:
+            mine = asked[0] if shared else asked[request]
+            for column in range(len(mine)):
+                if mine[column] >= 0:
+                    for window in range(len(windows)):
+                        out[window, request, column] = scratch[window, mine[column]]
