@@ -30,6 +30,8 @@ class Reminder:
 
     Args:
         weight: of the reminder; 0 leaves only the boost of items that the base scored.
+        first_weight: the weight at the first interaction of a session, where no running session
+            says what it is about; None takes ``weight``.
         boost: relative gain of a base score for an item that the user had before.
         decay: in (0, 1]; 1 counts.
 
@@ -38,17 +40,17 @@ class Reminder:
     """
 
     weight: float = 0.1
+    first_weight: float | None = None
     boost: float = 0.0
     decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
             raise InputError(f"the reminder's decay is {self.decay}; expected it in (0, 1]")
-        for field in ("weight", "boost"):
-            if not 0 <= getattr(self, field) < np.inf:
-                raise InputError(
-                    f"the reminder's {field} is {getattr(self, field)}; expected a number >= 0"
-                )
+        for field in ("weight", "first_weight", "boost"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < np.inf:
+                raise InputError(f"the reminder's {field} is {value}; expected a number >= 0")
 
     def mix(
         self, evidence: NDArray[np.float32], store: SessionStore, requests: Requests
@@ -56,13 +58,17 @@ class Reminder:
         """Return the evidence float32 ``[batch, items]`` with the reminders added."""
         past = context(store, requests, evidence.shape[1])
         weights = np.exp(past.age * np.log(self.decay)) * past.earlier
+        first = self.weight if self.first_weight is None else self.first_weight
+        of_request = np.where(requests.position == 0, first, self.weight)
         mixed = np.array(evidence)
-        _mix(mixed, past.offsets, past.rows, weights, self.weight, self.boost)
+        _mix(mixed, past.offsets, past.rows, weights, of_request, self.boost)
         return mixed
 
 
 @compiled
-def _mix(evidence: Any, offsets: Any, rows: Any, weights: Any, weight: float, boost: float) -> None:
+def _mix(
+    evidence: Any, offsets: Any, rows: Any, weights: Any, of_request: Any, boost: float
+) -> None:
     reminders = np.zeros(evidence.shape[1], np.float64)
     for request in range(len(offsets) - 1):
         scores = evidence[request]
@@ -76,5 +82,7 @@ def _mix(evidence: Any, offsets: Any, rows: Any, weights: Any, weight: float, bo
         for entry in range(offsets[request], offsets[request + 1]):
             row = rows[entry]
             if reminders[row] > 0:
-                scores[row] = scores[row] * (1.0 + boost) + weight * reminders[row] / largest
+                scores[row] = (
+                    scores[row] * (1.0 + boost) + of_request[request] * reminders[row] / largest
+                )
                 reminders[row] = 0.0
