@@ -120,9 +120,9 @@ def _write_parts(folder: Path, seed: int, exported: Path) -> dict[str, Path]:
         users=[f"user-{row}" for row in range(USERS)],
         states=generator.normal(size=(USERS, *start_state.shape)).astype(np.float32),
         folded_until_us=np.full(USERS, NEVER_US),
-        open_offsets=np.zeros(USERS + 1, np.int64),
-        open_item_rows=np.empty(0, np.int32),
-        open_timestamps_us=np.empty(0, np.int64),
+        history_offsets=np.zeros(USERS + 1, np.int64),
+        history_item_rows=np.empty(0, np.int32),
+        history_timestamps_us=np.empty(0, np.int64),
         watermark_us=WATERMARK_US,
         gap_us=GAP_US,
     )

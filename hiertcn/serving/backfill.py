@@ -3,12 +3,12 @@
 Users are sorted by how many closed sessions they have and advance together, most sessions first:
 each step takes the next session of all users of a block that still have one, as one batch through
 the exported ``gru_step``. So no product is spent on padding, and memory is bounded by a block of
-``batch`` users and ``_GATHER_ROWS`` item vectors whatever the log's size; states go straight into
-the snapshot's memory-mapped file.
+``batch`` users and ``_GATHER_ROWS`` item vectors whatever the log's size; states and histories go
+straight into the snapshot's memory-mapped files.
 
 A session is closed if its last interaction is at or before ``watermark - gap``; only a user's last
-session can be open, and it is kept in the snapshot as interactions. All earlier ones are closed by
-the session that follows them.
+session can be open. All earlier ones are closed by the session that follows them. The snapshot
+keeps each user's last ``HISTORY`` interactions, more only where the open session is longer.
 """
 
 import logging
@@ -24,13 +24,17 @@ from hiertcn.errors import InputError
 from hiertcn.export.session import open_session
 from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.items.table import ItemTable
-from hiertcn.serving.snapshot import NEVER_US, new_snapshot
+from hiertcn.serving.snapshot import NEVER_US, SnapshotArrays, new_snapshot
+from hiertcn.sessions.memory import HISTORY
 from hiertcn.sessions.store import SessionStore, ranges
 
 _log = logging.getLogger(__name__)
 
 _GATHER_ROWS: Final = 65_536
 """Item vectors gathered at once: 32 MB at 128 float32."""
+
+_HISTORY_USERS: Final = 16_384
+"""Users whose histories are copied at once: 26 MB of places at 200 interactions each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +84,7 @@ def backfill_states(
     model = _GruStep(gru_step, start_state, table.dim, threads)
     sessions = _Sessions.of(store)
     order = np.argsort(-sessions.closed_counts, kind="stable")
-    opened = _interactions(store, sessions.open_sessions)
-    offsets = np.zeros(store.meta.users + 1, np.int64)
-    offsets[1:][sessions.open_users] = np.diff(store.session_offsets)[sessions.open_sessions]
-    np.cumsum(offsets, out=offsets)
+    history_starts, history_offsets = sessions.histories(store)
     closed_total = int(sessions.closed_counts.sum())
     steps = 0
     with (
@@ -92,15 +93,14 @@ def backfill_states(
             users=store.user_ids,
             state_shape=(start_state.shape[0], start_state.shape[1]),
             dtype=dtype,
-            open_offsets=offsets,
-            open_item_rows=store.item_rows[opened],
-            open_timestamps_us=store.timestamps_us[opened],
+            history_offsets=history_offsets,
             watermark_us=store.meta.watermark_us,
             gap_us=store.meta.gap_us,
-        ) as (states, folded_until_us),
+        ) as snapshot,
         tqdm(total=closed_total, desc="sessions", unit="session", mininterval=2) as progress,
     ):
-        folded_until_us[:] = sessions.last_closed_us(store)
+        snapshot.folded_until_us[:] = sessions.last_closed_us(store)
+        _copy_histories(store, history_starts, history_offsets, snapshot)
         for first in range(0, store.meta.users, batch):
             users = order[first : first + batch]
             block, counts = np.tile(start_state, (len(users), 1, 1)), sessions.closed_counts[users]
@@ -113,7 +113,7 @@ def backfill_states(
                 block[:active] = model(block[:active], means)
                 steps += 1
                 progress.update(active)
-            states[users] = block
+            snapshot.states[users] = block
     summary = BackfillSummary(
         users=store.meta.users,
         closed_sessions=closed_total,
@@ -173,6 +173,30 @@ class _Sessions:
         times = store.timestamps_us[np.maximum(store.session_offsets[last] - 1, 0)]
         return np.where(self.closed_counts > 0, times, NEVER_US)
 
+    def histories(self, store: SessionStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First interaction of each user's history ``[users]``, and the offsets ``[users + 1]``."""
+        user_starts = store.session_offsets[store.user_offsets]
+        starts = np.maximum(user_starts[1:] - HISTORY, user_starts[:-1])
+        # Folding an open session needs all of it, however long it is.
+        open_starts = store.session_offsets[self.open_sessions]
+        starts[self.open_users] = np.minimum(starts[self.open_users], open_starts)
+        return starts, np.concatenate([[0], np.cumsum(user_starts[1:] - starts)])
+
+
+def _copy_histories(
+    store: SessionStore,
+    starts: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    snapshot: SnapshotArrays,
+) -> None:
+    for first in range(0, len(starts), _HISTORY_USERS):
+        block = starts[first : first + _HISTORY_USERS]
+        bounds = offsets[first : first + len(block) + 1]
+        places = ranges(block, np.diff(bounds))
+        target = slice(int(bounds[0]), int(bounds[-1]))
+        snapshot.history_item_rows[target] = store.item_rows[places]
+        snapshot.history_timestamps_us[target] = store.timestamps_us[places]
+
 
 class _GruStep:
     """The exported model as a function of arrays."""
@@ -196,8 +220,3 @@ class _GruStep:
         (after,) = self._session.run([NEXT_STATE.name], inputs)
         values: NDArray[Any] = after
         return values
-
-
-def _interactions(store: SessionStore, sessions: NDArray[np.int64]) -> NDArray[np.int64]:
-    starts = store.session_offsets[sessions]
-    return ranges(starts, store.session_offsets[sessions + 1] - starts)

@@ -3,7 +3,8 @@
 Pure functions on records; nothing here reads a disk or calls a model. A record of another release
 is rebuilt (snapshot's state plus the journal after its watermark), a recorded interaction enters
 the journal, and whatever lies after the folded point is cut into sessions by the idle gap, so the
-caller can push the closed ones through the GRU in order.
+caller can push the closed ones through the GRU in order. The same record gives the user's recent
+history, which the scoring terms read: the snapshot's followed by the journal's.
 
 Interactions may arrive out of order. One at or before the folded point is late: kept for
 training, never folded. One after it that lies within a gap of it belongs to a session already
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from hiertcn.serving.record import NEVER_US, NO_RELEASE, UserRecord, new_record
 from hiertcn.serving.snapshot import UserSnapshot
+from hiertcn.sessions.memory import HISTORY
 
 UNKNOWN_ROW: Final = -1
 
@@ -97,8 +99,8 @@ def rebuilt(record: UserRecord | None, user_id: str, release: StateSource) -> Us
         watermark_us=release.watermark_us,
         folded_until_us=NEVER_US,
         state=release.start_state,
-        open_item_rows=np.empty(0, np.int32),
-        open_timestamps_us=np.empty(0, np.int64),
+        history_item_rows=np.empty(0, np.int32),
+        history_timestamps_us=np.empty(0, np.int64),
         journal=journal,
     )
     if snapshot is None:
@@ -107,8 +109,8 @@ def rebuilt(record: UserRecord | None, user_id: str, release: StateSource) -> Us
         fresh,
         folded_until_us=snapshot.folded_until_us,
         state=np.asarray(snapshot.state, np.float32),
-        open_item_rows=np.array(snapshot.open_item_rows, np.int32),
-        open_timestamps_us=np.array(snapshot.open_timestamps_us, np.int64),
+        history_item_rows=np.array(snapshot.history_item_rows, np.int32),
+        history_timestamps_us=np.array(snapshot.history_timestamps_us, np.int64),
     )
 
 
@@ -194,13 +196,35 @@ def unfolded(record: UserRecord) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     counts = (item_rows != UNKNOWN_ROW) & ~journal.late[start:]
     if not counts.all():
         item_rows, timestamps_us = item_rows[counts], timestamps_us[counts]
-    carried = record.open_timestamps_us > record.folded_until_us
-    if not carried.any():
+    carried = int(
+        np.searchsorted(record.history_timestamps_us, record.folded_until_us, side="right")
+    )
+    if carried == len(record.history_timestamps_us):
         return item_rows, timestamps_us
     # The snapshot's open session ends at its watermark, so it precedes the journal's part.
     return (
-        np.concatenate([record.open_item_rows[carried], item_rows]),
-        np.concatenate([record.open_timestamps_us[carried], timestamps_us]),
+        np.concatenate([record.history_item_rows[carried:], item_rows]),
+        np.concatenate([record.history_timestamps_us[carried:], timestamps_us]),
+    )
+
+
+def history(record: UserRecord) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Rows and times ``[n]`` of the user's last ``HISTORY`` interactions, oldest first.
+
+    Late ones have their place among them, as they will in the next snapshot; items unknown to the
+    release are skipped. The session still open is its end.
+    """
+    journal = record.journal
+    start = int(np.searchsorted(journal.timestamps_us, record.watermark_us, side="right"))
+    known = journal.item_rows[start:] != UNKNOWN_ROW
+    item_rows = journal.item_rows[start:][known][-HISTORY:]
+    timestamps_us = journal.timestamps_us[start:][known][-HISTORY:]
+    before = HISTORY - len(item_rows)
+    if before == 0 or not len(record.history_item_rows):
+        return item_rows, timestamps_us
+    return (
+        np.concatenate([record.history_item_rows[-before:], item_rows]),
+        np.concatenate([record.history_timestamps_us[-before:], timestamps_us]),
     )
 
 

@@ -3,9 +3,13 @@
 A record is a cache (hidden state, under the release that computed it) and a truth (the journal:
 the user's interactions since the oldest live snapshot), so any release's state can be recomputed
 from it and that release's snapshot. Little-endian, self-checked by CRC-32, one `bytes` per user:
-64 bytes, 4 bytes a state coordinate (2 KB at 4 layers of 128), 12 an interaction that the
-snapshot left open, 23 plus its id's text a journal entry. Decoding copies nothing but what is
-asked for. It holds no user id: keys are digests, so an erased user leaves no name behind.
+64 bytes, 4 bytes a state coordinate (2 KB at 4 layers of 128), 12 an interaction of the
+snapshot's recent history (2.4 KB at 200), 23 plus its id's text a journal entry. Decoding copies
+nothing but what is asked for. It holds no user id: keys are digests, so an erased user leaves no
+name behind.
+
+Records of format 1 held of the history only the session that was open at the watermark. They are
+read with their journal and without their state, so the next touch rebuilds them.
 """
 
 import hashlib
@@ -26,7 +30,8 @@ NEVER_US: Final = int(np.iinfo(np.int64).min)
 NO_RELEASE: Final = 0
 """``UserRecord.release`` of a record whose state must be rebuilt before it is used."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_WITHOUT_HISTORY: Final = 1
 _HEADER: Final = struct.Struct("<IBxHHHqqqqqIIII")
 _CRC_BYTES: Final = 4
 _LATE: Final = 1
@@ -131,8 +136,9 @@ class UserRecord:
         trimmed_until_us: newest time among entries that the journal's bound pushed out.
         erased_us: when the user was deleted; snapshots up to then are not read, or ``NEVER_US``.
         state: float32 ``[layers, hidden]``.
-        open_item_rows: int32 ``[m]``, the session that was open at the snapshot's watermark.
-        open_timestamps_us: int64 ``[m]``.
+        history_item_rows: int32 ``[m]``, the user's newest interactions up to the snapshot's
+            watermark, oldest first; those after its folded point are the session open there.
+        history_timestamps_us: int64 ``[m]``, ascending.
         journal: the interactions recorded since the oldest live snapshot.
     """
 
@@ -143,8 +149,8 @@ class UserRecord:
     trimmed_until_us: int
     erased_us: int
     state: NDArray[np.float32]
-    open_item_rows: NDArray[np.int32]
-    open_timestamps_us: NDArray[np.int64]
+    history_item_rows: NDArray[np.int32]
+    history_timestamps_us: NDArray[np.int64]
     journal: Journal
 
 
@@ -170,8 +176,8 @@ def new_record(state: NDArray[np.float32]) -> UserRecord:
         trimmed_until_us=NEVER_US,
         erased_us=NEVER_US,
         state=state,
-        open_item_rows=np.empty(0, np.int32),
-        open_timestamps_us=np.empty(0, np.int64),
+        history_item_rows=np.empty(0, np.int32),
+        history_timestamps_us=np.empty(0, np.int64),
         journal=EMPTY_JOURNAL,
     )
 
@@ -192,7 +198,7 @@ def encode(record: UserRecord) -> bytes:
         record.trimmed_until_us,
         record.erased_us,
         record.revision & 0xFFFFFFFF,
-        len(record.open_item_rows),
+        len(record.history_item_rows),
         len(journal),
         len(journal.id_text),
     )
@@ -200,8 +206,8 @@ def encode(record: UserRecord) -> bytes:
         (
             header[_CRC_BYTES:],
             record.state.astype("<f4", copy=False).tobytes(),
-            record.open_timestamps_us.astype("<i8", copy=False).tobytes(),
-            record.open_item_rows.astype("<i4", copy=False).tobytes(),
+            record.history_timestamps_us.astype("<i8", copy=False).tobytes(),
+            record.history_item_rows.astype("<i4", copy=False).tobytes(),
             journal.timestamps_us.astype("<i8", copy=False).tobytes(),
             journal.keys.astype("<u8", copy=False).tobytes(),
             journal.item_rows.astype("<i4", copy=False).tobytes(),
@@ -233,32 +239,32 @@ def decode(stored: bytes) -> UserRecord:
         trimmed_until_us,
         erased_us,
         revision,
-        opened,
+        remembered,
         entries,
         text_bytes,
     ) = _HEADER.unpack_from(stored)
     if zlib.crc32(memoryview(stored)[_CRC_BYTES:]) != crc:
         raise CorruptRecordError(f"a user record of {len(stored)} bytes fails its checksum")
-    if version != _FORMAT:
+    if version not in (_FORMAT, _WITHOUT_HISTORY):
         raise CorruptRecordError(f"a user record has format {version}; expected {_FORMAT}")
     at = _HEADER.size
     state = np.frombuffer(stored, "<f4", layers * hidden, at).reshape(layers, hidden)
     at += state.nbytes
-    open_timestamps_us = np.frombuffer(stored, "<i8", opened, at)
-    at += open_timestamps_us.nbytes
-    open_item_rows = np.frombuffer(stored, "<i4", opened, at)
-    at += open_item_rows.nbytes
+    history_timestamps_us = np.frombuffer(stored, "<i8", remembered, at)
+    at += history_timestamps_us.nbytes
+    history_item_rows = np.frombuffer(stored, "<i4", remembered, at)
+    at += history_item_rows.nbytes
     journal = _decode_journal(stored, at, entries, text_bytes) if entries else EMPTY_JOURNAL
     return UserRecord(
-        release=release,
+        release=release if version == _FORMAT else NO_RELEASE,
         revision=revision,
         watermark_us=watermark_us,
         folded_until_us=folded_until_us,
         trimmed_until_us=trimmed_until_us,
         erased_us=erased_us,
         state=state,
-        open_item_rows=open_item_rows,
-        open_timestamps_us=open_timestamps_us,
+        history_item_rows=history_item_rows,
+        history_timestamps_us=history_timestamps_us,
         journal=journal,
     )
 

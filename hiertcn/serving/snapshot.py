@@ -1,9 +1,13 @@
-"""The state snapshot of a release: every known user's hidden state at the release's watermark.
+"""The state snapshot of a release: every known user's hidden state and recent history.
 
-A folder of memory-mapped ``.npy`` arrays and an id index of users: opening one costs no load
-time at any number of users, and processes share its pages. A look-up is one hash search and one
-row read. A snapshot never changes after it is written; what users did after its watermark is the
-journal's business, and a snapshot of one release must never be read with another's models.
+A folder of memory-mapped ``.npy`` arrays and an id index of users, as of the release's watermark:
+opening one costs no load time at any number of users, and processes share its pages. A look-up is
+one hash search and one row read. A snapshot never changes after it is written; what users did
+after its watermark is the journal's business, and a snapshot of one release must never be read
+with another's models.
+
+Snapshots of format 1 hold of the history only the session that was open at the watermark; they
+are served as they are.
 """
 
 import contextlib
@@ -24,13 +28,14 @@ from hiertcn.items.index import IdIndex
 NEVER_US: Final = int(np.iinfo(np.int64).min)
 """``folded_until_us`` of a user whose state is still the start state."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_WITHOUT_HISTORY: Final = 1
 _ARRAYS: Final = {
     "states": None,
     "folded_until_us": np.int64,
-    "open_offsets": np.int64,
-    "open_item_rows": np.int32,
-    "open_timestamps_us": np.int64,
+    "history_offsets": np.int64,
+    "history_item_rows": np.int32,
+    "history_timestamps_us": np.int64,
 }
 
 
@@ -40,14 +45,25 @@ class UserSnapshot:
 
     ``state`` is ``[layers, hidden]`` in the snapshot's dtype (float32 or float16);
     ``folded_until_us`` the time of the last interaction folded into it (``NEVER_US`` if none);
-    ``open_item_rows`` int32 and ``open_timestamps_us`` int64 are the session that was still open
-    at the watermark, oldest first, empty if there was none.
+    ``history_item_rows`` int32 and ``history_timestamps_us`` int64 are the user's newest
+    interactions up to the watermark, oldest first: those after ``folded_until_us`` are the whole
+    session still open there, those before it lie in closed sessions.
     """
 
     state: NDArray[Any]
     folded_until_us: int
-    open_item_rows: NDArray[np.int32]
-    open_timestamps_us: NDArray[np.int64]
+    history_item_rows: NDArray[np.int32]
+    history_timestamps_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotArrays:
+    """A new snapshot's arrays while it is written, shapes as in :class:`StateSnapshot`."""
+
+    states: NDArray[Any]
+    folded_until_us: NDArray[np.int64]
+    history_item_rows: NDArray[np.int32]
+    history_timestamps_us: NDArray[np.int64]
 
 
 class StateSnapshot:
@@ -57,9 +73,9 @@ class StateSnapshot:
         users: index from user id to row.
         states: float32 or float16 ``[users, layers, hidden]``.
         folded_until_us: int64 ``[users]``, ``NEVER_US`` where nothing was folded.
-        open_offsets: int64 ``[users + 1]`` into the two arrays below.
-        open_item_rows: int32 ``[open interactions]``, rows of the release's item table.
-        open_timestamps_us: int64 ``[open interactions]``.
+        history_offsets: int64 ``[users + 1]`` into the two arrays below.
+        history_item_rows: int32 ``[interactions]``, rows of the release's item table.
+        history_timestamps_us: int64 ``[interactions]``.
         watermark_us: event time up to which the log was seen.
         gap_us: idle time that closes a session.
     """
@@ -75,9 +91,9 @@ class StateSnapshot:
         self.users = users
         self.states = arrays["states"]
         self.folded_until_us: NDArray[np.int64] = arrays["folded_until_us"]
-        self.open_offsets: NDArray[np.int64] = arrays["open_offsets"]
-        self.open_item_rows: NDArray[np.int32] = arrays["open_item_rows"]
-        self.open_timestamps_us: NDArray[np.int64] = arrays["open_timestamps_us"]
+        self.history_offsets: NDArray[np.int64] = arrays["history_offsets"]
+        self.history_item_rows: NDArray[np.int32] = arrays["history_item_rows"]
+        self.history_timestamps_us: NDArray[np.int64] = arrays["history_timestamps_us"]
         self.watermark_us = watermark_us
         self.gap_us = gap_us
 
@@ -89,7 +105,8 @@ class StateSnapshot:
             ReleaseError: a file is missing or its shape contradicts ``snapshot.json``.
         """
         header = read_json(directory / "snapshot.json")
-        if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        if found not in (_FORMAT, _WITHOUT_HISTORY):
             raise ReleaseError(
                 f"{directory / 'snapshot.json'} is not a state snapshot of format {_FORMAT}; "
                 "run backfill_user_states again with this version"
@@ -102,7 +119,11 @@ class StateSnapshot:
                 f"{header['users']}; run backfill_user_states again"
             )
         arrays = {
-            name: _map(directory / f"{name}.npy", shapes[name], np.dtype(dtype or header["dtype"]))
+            name: _map(
+                directory / f"{name if found == _FORMAT else _older(name)}.npy",
+                shapes[name],
+                np.dtype(dtype or header["dtype"]),
+            )
             for name, dtype in _ARRAYS.items()
         }
         return cls(
@@ -120,9 +141,9 @@ class StateSnapshot:
         users: Sequence[str] | pa.Array,
         states: NDArray[Any],
         folded_until_us: NDArray[np.int64],
-        open_offsets: NDArray[np.int64],
-        open_item_rows: NDArray[np.int32],
-        open_timestamps_us: NDArray[np.int64],
+        history_offsets: NDArray[np.int64],
+        history_item_rows: NDArray[np.int32],
+        history_timestamps_us: NDArray[np.int64],
         watermark_us: int,
         gap_us: int,
     ) -> "StateSnapshot":
@@ -131,19 +152,25 @@ class StateSnapshot:
         Raises:
             InputError: shapes disagree, a user appears twice, or the disk is full.
         """
+        if not len(history_item_rows) == len(history_timestamps_us) == int(history_offsets[-1]):
+            raise InputError(
+                f"the histories hold {len(history_item_rows)} item rows and "
+                f"{len(history_timestamps_us)} timestamps; history_offsets expects "
+                f"{int(history_offsets[-1])} of each"
+            )
         with new_snapshot(
             directory,
             users=users,
             state_shape=(states.shape[1], states.shape[2]),
             dtype=states.dtype,
-            open_offsets=open_offsets,
-            open_item_rows=open_item_rows,
-            open_timestamps_us=open_timestamps_us,
+            history_offsets=history_offsets,
             watermark_us=watermark_us,
             gap_us=gap_us,
-        ) as (stored_states, stored_folded):
-            stored_states[:] = states
-            stored_folded[:] = folded_until_us
+        ) as stored:
+            stored.states[:] = states
+            stored.folded_until_us[:] = folded_until_us
+            stored.history_item_rows[:] = history_item_rows
+            stored.history_timestamps_us[:] = history_timestamps_us
         return cls.open(directory)
 
     def __len__(self) -> int:
@@ -165,12 +192,12 @@ class StateSnapshot:
 
     def at(self, row: int) -> UserSnapshot:
         """The user at ``row`` (0 <= row < len)."""
-        start, end = int(self.open_offsets[row]), int(self.open_offsets[row + 1])
+        start, end = int(self.history_offsets[row]), int(self.history_offsets[row + 1])
         return UserSnapshot(
             state=self.states[row],
             folded_until_us=int(self.folded_until_us[row]),
-            open_item_rows=self.open_item_rows[start:end],
-            open_timestamps_us=self.open_timestamps_us[start:end],
+            history_item_rows=self.history_item_rows[start:end],
+            history_timestamps_us=self.history_timestamps_us[start:end],
         )
 
     def lookup(self, user_id: str) -> UserSnapshot | None:
@@ -186,16 +213,23 @@ def new_snapshot(
     users: Sequence[str] | pa.Array,
     state_shape: tuple[int, int],
     dtype: Any,
-    open_offsets: NDArray[np.int64],
-    open_item_rows: NDArray[np.int32],
-    open_timestamps_us: NDArray[np.int64],
+    history_offsets: NDArray[np.int64],
     watermark_us: int,
     gap_us: int,
-) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-    """Yield writable maps ``states [users, layers, hidden]`` and ``folded_until_us [users]``.
+) -> Iterator[SnapshotArrays]:
+    """Yield the writable maps of a new snapshot.
 
-    The caller fills them in any order, so states never need to fit in memory; the snapshot
-    appears under ``directory`` when the block succeeds.
+    The caller fills them in any order, so neither states nor histories need to fit in memory; the
+    snapshot appears under ``directory`` when the block succeeds.
+
+    Args:
+        directory: the snapshot's folder.
+        users: the users' ids.
+        state_shape: layers and width of a state.
+        dtype: of the states, float32 or float16.
+        history_offsets: int64 ``[users + 1]``, where each user's history begins.
+        watermark_us: event time up to which the log was seen.
+        gap_us: idle time that closes a session.
 
     Raises:
         InputError: shapes disagree, a user appears twice, or the disk is full.
@@ -204,15 +238,10 @@ def new_snapshot(
     dtype = np.dtype(dtype)
     if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
         raise InputError(f"states have dtype {dtype}; expected float32 or float16")
-    if open_offsets.shape != (count + 1,) or open_offsets[0] != 0:
+    if history_offsets.shape != (count + 1,) or history_offsets[0] != 0:
         raise InputError(
-            f"open_offsets has shape {list(open_offsets.shape)}; expected [{count + 1}] for "
+            f"history_offsets has shape {list(history_offsets.shape)}; expected [{count + 1}] for "
             f"{count} users, starting with 0"
-        )
-    if not len(open_item_rows) == len(open_timestamps_us) == int(open_offsets[-1]):
-        raise InputError(
-            f"open sessions hold {len(open_item_rows)} item rows and {len(open_timestamps_us)} "
-            f"timestamps; open_offsets expects {int(open_offsets[-1])} of each"
         )
     header = {
         "format": _FORMAT,
@@ -220,7 +249,7 @@ def new_snapshot(
         "layers": state_shape[0],
         "hidden": state_shape[1],
         "dtype": dtype.name,
-        "open_interactions": len(open_item_rows),
+        "history_interactions": int(history_offsets[-1]),
         "watermark_us": int(watermark_us),
         "gap_us": int(gap_us),
     }
@@ -231,29 +260,38 @@ def new_snapshot(
                 f"{count - len(index)} of {count} user ids appear twice; expected one row per user"
             )
         shapes = _shapes(header)
-        states = _create(aside / "states.npy", shapes["states"], dtype)
-        folded = _create(aside / "folded_until_us.npy", shapes["folded_until_us"], np.int64)
-        yield states, folded
-        _flush(states)
-        _flush(folded)
-        for name, values in (
-            ("open_offsets", open_offsets),
-            ("open_item_rows", open_item_rows),
-            ("open_timestamps_us", open_timestamps_us),
-        ):
-            np.save(aside / f"{name}.npy", np.asarray(values, dtype=_ARRAYS[name]))
+        arrays = {
+            name: _create(aside / f"{name}.npy", shapes[name], _ARRAYS[name] or dtype)
+            for name in _ARRAYS
+        }
+        arrays["history_offsets"][:] = history_offsets
+        yield SnapshotArrays(
+            states=arrays["states"],
+            folded_until_us=arrays["folded_until_us"],
+            history_item_rows=arrays["history_item_rows"],
+            history_timestamps_us=arrays["history_timestamps_us"],
+        )
+        for values in arrays.values():
+            _flush(values)
         write_json(aside / "snapshot.json", header)
 
 
 def _shapes(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    users, opened = int(header["users"]), int(header["open_interactions"])
+    users = int(header["users"])
+    remembered = int(
+        header["history_interactions" if header["format"] == _FORMAT else "open_interactions"]
+    )
     return {
         "states": (users, int(header["layers"]), int(header["hidden"])),
         "folded_until_us": (users,),
-        "open_offsets": (users + 1,),
-        "open_item_rows": (opened,),
-        "open_timestamps_us": (opened,),
+        "history_offsets": (users + 1,),
+        "history_item_rows": (remembered,),
+        "history_timestamps_us": (remembered,),
     }
+
+
+def _older(name: str) -> str:
+    return name.replace("history_", "open_")
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

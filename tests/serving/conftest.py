@@ -222,9 +222,9 @@ def _publish(
         states=states,
         folded_until_us=np.full(users, watermark_us - DAY_US, np.int64),
         # The last user was in the middle of a session at the watermark.
-        open_offsets=np.array([0] * users + [2], np.int64),
-        open_item_rows=np.array([1, 2], np.int32),
-        open_timestamps_us=np.array([watermark_us - 2_000_000, watermark_us - 1_000_000]),
+        history_offsets=np.array([0] * users + [2], np.int64),
+        history_item_rows=np.array([1, 2], np.int32),
+        history_timestamps_us=np.array([watermark_us - 2_000_000, watermark_us - 1_000_000]),
         watermark_us=watermark_us,
         gap_us=GAP_US,
     )

@@ -94,12 +94,14 @@ def _logs(draw: st.DrawFn) -> Users:
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(users=_logs(), batch=st.integers(1, 5), gather=st.integers(1, 6))
+@given(users=_logs(), batch=st.integers(1, 5), gather=st.integers(1, 6), history=st.integers(1, 8))
 def test_backfill_equals_a_plain_loop(
-    exported_model, tmp_path_factory, monkeypatch, users: Users, batch: int, gather: int
+    exported_model, tmp_path_factory, monkeypatch, users: Users, batch: int, gather: int, history
 ) -> None:
-    # So that blocks and gathers end inside users and sessions.
+    # So that blocks and gathers end inside users and sessions, and histories are cut.
     monkeypatch.setattr(backfill, "_GATHER_ROWS", gather)
+    monkeypatch.setattr(backfill, "_HISTORY_USERS", batch)
+    monkeypatch.setattr(backfill, "HISTORY", history)
     folder = tmp_path_factory.mktemp("backfill")
     store, table = _store(folder / "sessions", users), _table(folder / "table")
     exported = exported_model(0)
@@ -116,8 +118,12 @@ def test_backfill_equals_a_plain_loop(
         assert found is not None
         np.testing.assert_allclose(found.state, expected.state, rtol=1e-4, atol=1e-5)
         assert found.folded_until_us == expected.folded_until_us
-        assert found.open_item_rows.tolist() == [row for row, _ in expected.opened]
-        assert found.open_timestamps_us.tolist() == [time for _, time in expected.opened]
+        everything = [one for session in user for one in session]
+        kept = everything[-max(history, len(expected.opened)) :]
+        assert found.history_item_rows.tolist() == [row for row, _ in kept]
+        assert found.history_timestamps_us.tolist() == [time for _, time in kept]
+        carried = found.history_timestamps_us > found.folded_until_us
+        assert found.history_timestamps_us[carried].tolist() == [t for _, t in expected.opened]
         opened += bool(expected.opened)
     assert (summary.users, summary.open_sessions) == (len(users), opened)
     assert summary.closed_sessions == store.meta.sessions - opened

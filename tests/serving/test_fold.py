@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,8 +120,8 @@ def test_another_release_starts_from_its_snapshot_and_the_journal_after_its_wate
         snapshot=UserSnapshot(
             state=np.full((1, 1), 7, np.float16),
             folded_until_us=150,
-            open_item_rows=np.array([3], np.int32),
-            open_timestamps_us=np.array([400]),
+            history_item_rows=np.array([3], np.int32),
+            history_timestamps_us=np.array([400]),
         ),
     )
     record, cut = touch(record, newer, now_us=460)
@@ -135,6 +136,37 @@ def test_another_release_starts_from_its_snapshot_and_the_journal_after_its_wate
     np.testing.assert_allclose(
         back.state, reference([("1", 100), ("2", 150), ("3", 400), ("4", 450)], 1000)[0]
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrivals, st.integers(0, 8), st.integers(1, 12))
+def test_the_history_is_the_newest_of_snapshot_and_journal_in_time_order(found, before, most):
+    snapshot = UserSnapshot(
+        state=np.zeros((1, 1), np.float32),
+        folded_until_us=-200,
+        history_item_rows=np.arange(before, dtype=np.int32),
+        history_timestamps_us=np.arange(before) - 200 - before,
+    )
+    source, record = Source(snapshot=snapshot), None
+    record = fold.rebuilt(None, "ada", source)
+    expected = [(int(time), int(row)) for row, time in enumerate(snapshot.history_timestamps_us)]
+    now_us = 0
+    for item, time_us, touched in found:
+        record, _ = put(record, source, item, time_us)
+        now_us = max(now_us, time_us)
+        if item.isdecimal():
+            expected.append((time_us, int(item)))
+        if touched:
+            record, _ = touch(record, source, now_us)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "HISTORY", most)
+        rows, times_us = fold.history(record)
+    # A stable sort: interactions of one instant keep the order of arrival.
+    expected = sorted(expected, key=lambda one: one[0])[-most:]
+    assert list(zip(times_us.tolist(), rows.tolist(), strict=True)) == expected
+    _, cut = touch(record, source, now_us)
+    opened = cut.open_rows.tolist()[-len(rows) :]
+    assert rows.tolist()[len(rows) - len(opened) :] == opened
 
 
 def test_rows_follow_the_release():
@@ -199,8 +231,8 @@ def test_an_erased_user_ignores_snapshots_up_to_the_deletion():
     snapshot = UserSnapshot(
         state=np.full((1, 1), 7, np.float32),
         folded_until_us=10,
-        open_item_rows=np.array([], np.int32),
-        open_timestamps_us=np.array([], np.int64),
+        history_item_rows=np.array([], np.int32),
+        history_timestamps_us=np.array([], np.int64),
     )
     record = dataclasses.replace(fold.rebuilt(None, "ada", Source()), erased_us=100)
     older = fold.rebuilt(record, "ada", Source(number=2, watermark_us=100, snapshot=snapshot))

@@ -1,4 +1,6 @@
 import dataclasses
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.serving.record import (
+    NO_RELEASE,
     CorruptRecordError,
     UserRecord,
     decode,
@@ -35,8 +38,8 @@ def make_record(found) -> UserRecord:
         revision=7,
         watermark_us=5,
         folded_until_us=-3,
-        open_item_rows=np.array([4, 5], np.int32),
-        open_timestamps_us=np.array([1, 2]),
+        history_item_rows=np.array([4, 5], np.int32),
+        history_timestamps_us=np.array([1, 2]),
     )
     journal = record.journal
     for place, (item_id, row, time_us, late) in enumerate(found):
@@ -104,6 +107,16 @@ def test_any_cut_is_noticed(found, data):
     stored = encode(make_record(found))
     with pytest.raises(CorruptRecordError):
         decode(stored[: data.draw(st.integers(0, len(stored) - 1))])
+
+
+def test_a_record_of_the_format_without_histories_keeps_its_journal_and_asks_for_a_rebuild():
+    record = make_record([("a", 1, 10, False), ("b", 2, 11, True)])
+    stored = bytearray(encode(record))
+    stored[4] = 1
+    stored[:4] = struct.pack("<I", zlib.crc32(bytes(stored[4:])))
+    found = decode(bytes(stored))
+    assert found.release == NO_RELEASE
+    assert_same(dataclasses.replace(found, release=record.release), record)
 
 
 def test_keys_are_short_and_differ():
