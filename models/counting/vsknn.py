@@ -5,7 +5,7 @@ section 2.3; weights as in the authors' framework session-rec. Extension by the 
 items: Latifi, Mauro and Jannach, Information Sciences 573, 2021.
 """
 
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,26 +76,22 @@ class VSKNN(SessionNeighbours):
         self._weighting_score: Decay = weighting_score
 
     def _similarity_weights(self, past: Context) -> NDArray[np.float64]:
-        age = past.age.astype(np.float64)
-        place = 1.0 - age / past.length[past.owner()]
-        weights: dict[Decay, NDArray[np.floating[Any]]] = {
-            "same": np.ones_like(age),
-            "linear": 1.0 - 0.1 * age,
-            "div": place,
-            "log": 1.0 / np.log10(age + 1.7),
-            "quadratic": place**2,
-        }
-        chosen: NDArray[np.float64] = np.maximum(weights[self._weighting], _LEAST)
-        return chosen
+        share = 1.0 - past.age / past.length[past.owner()]
+        return _weights(self._weighting, past.age.astype(np.float64), share)
 
     def _score_weights(self, past: Context) -> NDArray[np.float64]:
-        step = past.age + 1.0
-        weights: dict[Decay, NDArray[np.floating[Any]]] = {
-            "same": np.ones_like(step),
-            "linear": 1.0 - 0.1 * step,
-            "div": 1.0 / step,
-            "log": 1.0 / np.log10(step + 1.7),
-            "quadratic": step**-2,
-        }
-        chosen: NDArray[np.float64] = np.maximum(weights[self._weighting_score], _LEAST)
-        return chosen
+        step = (past.age + 1).astype(np.float64)
+        return _weights(self._weighting_score, step, np.reciprocal(step))
+
+
+def _weights(
+    decay: Decay, back: NDArray[np.float64], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weights of items ``back`` places ago; ``share`` falls from 1 as that grows."""
+    if decay == "same":
+        return np.ones_like(back)
+    if decay == "linear":
+        return np.maximum(1.0 - 0.1 * back, _LEAST)
+    if decay == "log":
+        return 1.0 / np.log10(back + 1.7)
+    return share if decay == "div" else np.square(share)
