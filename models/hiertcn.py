@@ -28,6 +28,7 @@ from hiertcn.files import read_json, write_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
 from hiertcn.training.lanes import LaneBatch
 from models.gru import GRUCell, StackedGRU
+from models.scoring_terms import ScoringTerms
 from models.tcn import TCN, CausalConv, PackedLayout, TCNBlock
 
 
@@ -36,7 +37,8 @@ class HierTCNConfig:
     """The shape of a HierTCN; defaults are the paper's (section 4.2.3).
 
     ``item_dim`` is the width of the item table, its popularity coordinate included. ``dropout`` is
-    applied to the GRU's candidate activation and after each convolution.
+    applied to the GRU's candidate activation and after each convolution. ``terms`` names the memory
+    and freshness features that are scored beside the dot product (models/scoring_terms.py).
 
     Raises:
         InputError: a size is not positive, or ``dropout`` is outside [0, 1).
@@ -49,6 +51,7 @@ class HierTCNConfig:
     kernel: int = 5
     filters: int = 128
     dropout: float = 0.0
+    terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("item_dim", "hidden", "gru_layers", "tcn_blocks", "kernel", "filters"):
@@ -60,7 +63,7 @@ class HierTCNConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return asdict(self)
+        return {**asdict(self), "terms": list(self.terms)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HierTCNConfig":
@@ -70,7 +73,7 @@ class HierTCNConfig:
             InputError: a field is unknown, missing or out of range.
         """
         try:
-            return cls(**values)
+            return cls(**{**values, "terms": tuple(values.get("terms", ()))})
         except TypeError as error:
             raise InputError(
                 f"the model configuration does not describe a HierTCN ({error}); expected the "
@@ -82,8 +85,9 @@ class HierTCN(nn.Module):
     """The two-level network.
 
     Parts that serving exports: ``gru`` (:class:`models.gru.StackedGRU`), ``tcn``
-    (:class:`models.tcn.TCN`), ``head`` (Linear, ReLU, Linear), ``start_item [item_dim]`` and
-    ``start_state [gru_layers, hidden]``.
+    (:class:`models.tcn.TCN`), ``head`` (Linear, ReLU, Linear), ``start_item [item_dim]``,
+    ``start_state [gru_layers, hidden]`` and ``terms`` (:class:`models.scoring_terms.ScoringTerms`,
+    None where the configuration names none).
     """
 
     def __init__(self, config: HierTCNConfig) -> None:
@@ -104,6 +108,7 @@ class HierTCN(nn.Module):
             nn.ReLU(),
             nn.Linear(config.filters, config.item_dim),
         )
+        self.terms = ScoringTerms(config.terms, config.item_dim) if config.terms else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -116,6 +121,8 @@ class HierTCN(nn.Module):
         for part in self.modules():
             if isinstance(part, GRUCell | CausalConv | nn.Linear):
                 part.reset_parameters()
+        if self.terms is not None:
+            self.terms.reset_parameters()
         item_dim = self.config.item_dim
         scale = math.sqrt(item_dim)
         nn.init.normal_(self.start_item, std=1.0 / scale)

@@ -9,22 +9,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import Requests
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore
+from hiertcn.sessions.transitions import TransitionTable
 from hiertcn.training.item_vectors import ItemVectors, as_vectors
+from hiertcn.training.term_scores import term_scores
 from hiertcn.training.user_embeddings import embed_before
 from models.hiertcn import HierTCN
 
 
 class HierTCNRanker:
-    """Scores candidates by ``x^T u`` (Eq. 12).
+    """Scores candidates by ``x^T u`` (Eq. 12) and the model's scoring terms.
 
     Args:
         model: put into evaluation mode.
         store: the histories.
         table: the vectors the model was trained with.
         outputs: the vectors that score items, where they are other ones (one-hot items).
+        transitions: the table the model was trained with, if it has scoring terms.
         name: of the ranker in tables and in the gate.
         device: where to compute.
     """
@@ -36,6 +40,7 @@ class HierTCNRanker:
         table: ItemTable | ItemVectors,
         *,
         outputs: ItemTable | None = None,
+        transitions: TransitionTable | None = None,
         name: str = "HierTCN",
         device: str = "cpu",
     ) -> None:
@@ -44,6 +49,12 @@ class HierTCNRanker:
         self._store, self._device = store, device
         self._vectors = as_vectors(table, device)
         self._outputs = self._vectors.outputs if outputs is None else as_vectors(outputs, device)
+        if model.terms is not None and transitions is None:
+            raise InputError(
+                f"{name} has the scoring terms {', '.join(model.config.terms)} but no transition "
+                "table; expected the folder `transitions` of its model"
+            )
+        self._terms = term_scores(model, store, transitions, counted=False, device=device)
 
     @property
     def items(self) -> int:
@@ -69,8 +80,17 @@ class HierTCNRanker:
         )
         if candidates is None:
             scores = u @ self._outputs.all().T
+            if self._terms is not None:
+                scores = self._terms.add_to_catalogue(
+                    scores, u, requests.session, requests.interaction
+                )
         else:
             vectors = self._outputs.gather(candidates)
             padding = torch.from_numpy(candidates < 0).to(self._device)
-            scores = torch.einsum("bcd,bd->bc", vectors, u).masked_fill(padding, -torch.inf)
+            scores = torch.einsum("bcd,bd->bc", vectors, u)
+            if self._terms is not None:
+                scores = scores + self._terms.of_items(
+                    u, requests.session, requests.interaction, candidates
+                )
+            scores = scores.masked_fill(padding, -torch.inf)
         return np.asarray(scores.float().cpu(), np.float32)

@@ -11,9 +11,9 @@ hiertcn/serving/live_windows.py keeps them for the present. Memory: 12 bytes an 
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore
 
 WINDOWS_MINUTES: Final = (15, 60, 360)
@@ -65,7 +65,7 @@ class LiveCounts:
         _count(*self._inputs(times_us), asked, shared, False, out)
         return out
 
-    def _inputs(self, times_us: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    def _inputs(self, times_us: NDArray[np.int64]) -> Any:
         minutes, blocks = self._minutes, self._blocks
         now = np.asarray(times_us) // MINUTE_US
         return (
@@ -117,35 +117,43 @@ class _Buckets:
         self.counts = counts.astype(np.int32)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _add(keys, offsets, rows, counts, low, high, sign, out):  # type: ignore[no-untyped-def]
+@compiled
+def _add(
+    keys: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    counts: NDArray[np.int32],
+    low: int,
+    high: int,
+    out: NDArray[np.float32],
+) -> None:
     """Add the buckets ``low .. high - 1`` to ``out [items]``."""
     bucket = np.searchsorted(keys, low)
     while bucket < len(keys) and keys[bucket] < high:
         for entry in range(offsets[bucket], offsets[bucket + 1]):
-            out[rows[entry]] += sign * counts[entry]
+            out[rows[entry]] += counts[entry]
         bucket += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _count(  # type: ignore[no-untyped-def]
-    now,
-    order,
-    windows,
-    minute_keys,
-    minute_offsets,
-    minute_rows,
-    minute_counts,
-    block_keys,
-    block_offsets,
-    block_rows,
-    block_counts,
-    scratch,
-    asked,
-    shared,
-    everything,
-    out,
-):
+@compiled
+def _count(
+    now: NDArray[np.int64],
+    order: NDArray[np.int64],
+    windows: NDArray[np.int64],
+    minute_keys: NDArray[np.int64],
+    minute_offsets: NDArray[np.int64],
+    minute_rows: NDArray[np.int32],
+    minute_counts: NDArray[np.int32],
+    block_keys: NDArray[np.int64],
+    block_offsets: NDArray[np.int64],
+    block_rows: NDArray[np.int32],
+    block_counts: NDArray[np.int32],
+    scratch: NDArray[np.float32],
+    asked: NDArray[np.int64],
+    shared: bool,
+    everything: bool,
+    out: NDArray[np.float32],
+) -> None:
     counted = np.int64(-1)
     for place in range(len(order)):
         request = order[place]
@@ -165,7 +173,6 @@ def _count(  # type: ignore[no-untyped-def]
                         minute_counts,
                         low,
                         first_block * _BLOCK_MINUTES,
-                        1.0,
                         scratch[window],
                     )
                     _add(
@@ -175,7 +182,6 @@ def _count(  # type: ignore[no-untyped-def]
                         block_counts,
                         first_block,
                         last_block,
-                        1.0,
                         scratch[window],
                     )
                     low = last_block * _BLOCK_MINUTES
@@ -186,7 +192,6 @@ def _count(  # type: ignore[no-untyped-def]
                     minute_counts,
                     low,
                     counted,
-                    1.0,
                     scratch[window],
                 )
         if everything:

@@ -18,14 +18,13 @@ In training, the transition that the target itself contributed is left out of th
 would learn to trust a table that already knows the answer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore, ranges
 from hiertcn.sessions.transitions import TransitionTable
 
@@ -144,7 +143,7 @@ class MemoryFeatures:
         _find_support(*self._inputs(histories, None), self._scratch, out)
         return out
 
-    def _inputs(self, histories: Histories, leave_out: NDArray[np.int64] | None) -> Sequence[Any]:
+    def _inputs(self, histories: Histories, leave_out: NDArray[np.int64] | None) -> Any:
         table = self._table
         return (
             histories.rows,
@@ -160,7 +159,7 @@ class MemoryFeatures:
         )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _add_features(
     request: int,
     rows: NDArray[np.int32],
@@ -245,12 +244,12 @@ def _add_features(
             features[3, item] = 1.0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _sessions_ago(sessions: NDArray[np.int64], place: int, session_start: int) -> int:
     return int(sessions[session_start - 1] - sessions[place])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _clear_features(
     request: int,
     rows: NDArray[np.int32],
@@ -271,20 +270,20 @@ def _clear_features(
                     features[0, followers[entry]] = 0.0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _fill_catalogue(  # type: ignore[no-untyped-def]
-    rows,
-    sessions,
-    offsets,
-    running,
-    leave_out,
-    table_offsets,
-    followers,
-    weights,
-    totals,
-    pair_weights,
-    out,
-):
+@compiled
+def _fill_catalogue(
+    rows: NDArray[np.int32],
+    sessions: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    running: NDArray[np.int64],
+    leave_out: NDArray[np.int64],
+    table_offsets: NDArray[np.int64],
+    followers: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    totals: NDArray[np.float32],
+    pair_weights: NDArray[np.float64],
+    out: NDArray[np.float32],
+) -> None:
     for request in range(len(running)):
         _add_features(
             request,
@@ -302,23 +301,23 @@ def _fill_catalogue(  # type: ignore[no-untyped-def]
         )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _fill_items(  # type: ignore[no-untyped-def]
-    rows,
-    sessions,
-    offsets,
-    running,
-    leave_out,
-    table_offsets,
-    followers,
-    weights,
-    totals,
-    pair_weights,
-    scratch,
-    asked,
-    shared,
-    out,
-):
+@compiled
+def _fill_items(
+    rows: NDArray[np.int32],
+    sessions: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    running: NDArray[np.int64],
+    leave_out: NDArray[np.int64],
+    table_offsets: NDArray[np.int64],
+    followers: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    totals: NDArray[np.float32],
+    pair_weights: NDArray[np.float64],
+    scratch: NDArray[np.float32],
+    asked: NDArray[np.int64],
+    shared: bool,
+    out: NDArray[np.float32],
+) -> None:
     for request in range(len(running)):
         _add_features(
             request,
@@ -342,21 +341,21 @@ def _fill_items(  # type: ignore[no-untyped-def]
         _clear_features(request, rows, offsets, table_offsets, followers, scratch)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _find_support(  # type: ignore[no-untyped-def]
-    rows,
-    sessions,
-    offsets,
-    running,
-    leave_out,
-    table_offsets,
-    followers,
-    weights,
-    totals,
-    pair_weights,
-    scratch,
-    out,
-):
+@compiled
+def _find_support(
+    rows: NDArray[np.int32],
+    sessions: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    running: NDArray[np.int64],
+    leave_out: NDArray[np.int64],
+    table_offsets: NDArray[np.int64],
+    followers: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    totals: NDArray[np.float32],
+    pair_weights: NDArray[np.float64],
+    scratch: NDArray[np.float32],
+    out: NDArray[np.int64],
+) -> None:
     for request in range(len(running)):
         _add_features(
             request,

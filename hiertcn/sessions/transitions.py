@@ -24,7 +24,7 @@ from hiertcn.sessions.store import SessionStore
 
 _FORMAT: Final = 1
 _HEADER_FILE: Final = "header.json"
-_DTYPES: Final = {
+_DTYPES: Final[dict[str, type[np.generic]]] = {
     "offsets": np.int64,
     "followers": np.int32,
     "weights": np.float32,
@@ -197,10 +197,10 @@ def _pairs(
         follower = rows[inside + places].astype(np.int64)
         known = follower < items
         keys.append(rows[inside][known].astype(np.int64) * items + follower[known])
-        weights.append(np.full(int(known.sum()), options.decay ** (places - 1)))
+        weights.append(np.full(int(known.sum()), options.decay ** (places - 1), np.float64))
     key, weight = np.concatenate(keys), np.concatenate(weights)
     distinct, index = np.unique(key, return_inverse=True)
-    summed = np.bincount(index, weights=weight, minlength=len(distinct))
+    summed = np.bincount(index, weights=weight, minlength=len(distinct)).astype(np.float64)
     return distinct // items, distinct % items, summed
 
 

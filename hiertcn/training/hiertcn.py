@@ -31,6 +31,7 @@ from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatch, SessionBatches
 from hiertcn.sessions.split import Split
 from hiertcn.sessions.store import SessionStore
+from hiertcn.sessions.transitions import count_transitions
 from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -48,9 +49,11 @@ from hiertcn.training.options import TrainOptions
 from hiertcn.training.preconditions import check_table, choose_device, model_config
 from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.session_model import SessionModel
+from hiertcn.training.term_scores import term_scores, terms_of
 from hiertcn.training.validation import Validation
 
 CURVE_FILE: Final = "curve.json"
+TRANSITIONS_FOLDER: Final = "transitions"
 
 # At this size of step the products fill a CPU's caches and an epoch still has many updates.
 _INTERACTIONS_PER_STEP = 512
@@ -72,9 +75,10 @@ def train_hiertcn(
 
     Writes ``config.json``, ``model.safetensors`` and ``curve.json`` (``steps``, ``train_loss``,
     ``validation_mrr``, one entry a validation), and where the item vectors were trained the folder
-    ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``. While
-    training, ``output`` holds only a checkpoint,
-    from which the same call resumes after a kill; it is removed at the end.
+    ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``; for a
+    model with scoring terms also the folder ``transitions``, counted up to the start of the test
+    range. While training, ``output`` holds only a checkpoint, from which the same call resumes
+    after a kill; it is removed at the end.
 
     Args:
         model: a :class:`hiertcn.training.session_model.SessionModel` with a ``config``, e.g.
@@ -137,7 +141,18 @@ class _Run:
         )
         self.network = nn.ModuleDict({"model": model, "vectors": self.vectors})
         counts = _target_counts(store, split.validation_start_us, len(table))
-        self.objective = Objective(store, self.vectors, counts, options, self.device)
+        self.has_terms = terms_of(model) is not None
+        transitions = None
+        if self.has_terms:
+            transitions = count_transitions(store, len(table), end_us=split.validation_start_us)
+        self.objective = Objective(
+            store,
+            self.vectors,
+            counts,
+            options,
+            self.device,
+            term_scores(model, store, transitions, counted=True, device=self.device),
+        )
         self.validation = Validation(
             store,
             self.vectors,
@@ -145,7 +160,9 @@ class _Run:
             requests=options.validation_requests,
             seed=options.seed,
             device=self.device,
+            terms=term_scores(model, store, transitions, counted=False, device=self.device),
         )
+        self.store, self.split = store, split
         self.optimizers = Optimizers(
             model,
             self.vectors,
@@ -294,6 +311,9 @@ class _Run:
         write_json(self.output / CONFIG_FILE, model_config(self.module))
         write_json(self.output / CURVE_FILE, progress.curve())
         save_vectors(self.vectors, self.output, table_dtype(self.table))
+        if self.has_terms:
+            table = count_transitions(self.store, len(self.table), end_us=self.split.test_start_us)
+            table.save(self.output / TRANSITIONS_FOLDER)
         (self.output / CHECKPOINT_FILE).unlink(missing_ok=True)
         summary = TrainSummary(
             steps=progress.step,

@@ -69,13 +69,14 @@ class PoolSampler:
         uniform = rng.random(self._random) * self._cumulative[-1]
         rows = np.searchsorted(self._cumulative, uniform, side="right")
         rows = np.minimum(rows, self._items - 1)
-        expected = self._random * self._share
-        if self._in_batch:
-            if len(targets) > self._in_batch:
-                targets = rng.choice(targets, self._in_batch, replace=False)
-            rows = np.concatenate([targets, rows])
-            expected = expected + len(targets) * self._target_share
-        return Pool(rows, np.log(expected[rows]).astype(np.float32))
+        # Of the rows alone: a step must not cost as much as the catalogue is long.
+        if not self._in_batch:
+            return Pool(rows, np.log(self._random * self._share[rows]).astype(np.float32))
+        if len(targets) > self._in_batch:
+            targets = rng.choice(targets, self._in_batch, replace=False)
+        rows = np.concatenate([targets, rows])
+        expected = self._random * self._share[rows] + len(targets) * self._target_share[rows]
+        return Pool(rows, np.log(expected).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class ShownItems:
     place: NDArray[np.int64]
     interactions: int
     width: int
+
+    def padded(self) -> NDArray[np.int64]:
+        """Return the item rows, int64 ``[interactions, width]``, -1 on padding."""
+        out = np.full((self.interactions, self.width), -1, np.int64)
+        out[self.owner, self.place] = self.rows
+        return out
 
 
 def shown_negatives(

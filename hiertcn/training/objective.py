@@ -5,6 +5,10 @@ ranked against the shared pool of hiertcn/training/negatives.py. With impression
 two terms, one among the shown items, as in the paper's candidate pools, and one against the pool,
 so that the model also learns to find items nobody showed; the other losses take both kinds of
 negatives in one sum.
+
+A model's scoring terms (hiertcn/training/term_scores.py) are added to the dot products. In a pool
+that is not the whole catalogue, the items that memory brings up for a target are negatives of their
+own: they are the ones that the terms lift, and random draws would hardly ever find them.
 """
 
 import numpy as np
@@ -18,6 +22,9 @@ from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.negatives import PoolSampler, ShownItems, shown_negatives
 from hiertcn.training.options import TrainOptions
+from hiertcn.training.term_scores import TermScores, contained
+
+_REMEMBERED_NEGATIVES = 64
 
 
 class Objective:
@@ -26,6 +33,7 @@ class Objective:
     Args:
         vectors: what the batches' items were gathered from; ``vectors.outputs`` score.
         counts: int64 ``[items]``, how often each item is a training target.
+        terms: the model's scoring terms, None if it has none.
     """
 
     def __init__(
@@ -35,8 +43,10 @@ class Objective:
         counts: NDArray[np.int64],
         options: TrainOptions,
         device: torch.device,
+        terms: TermScores | None = None,
     ) -> None:
         self._store, self._options, self._device = store, options, device
+        self._terms = terms
         self._outputs, self._is_tied = vectors.outputs, vectors.outputs is vectors
         self._sampler = PoolSampler(
             counts, random=options.random_negatives, in_batch=options.in_batch_negatives
@@ -58,11 +68,19 @@ class Objective:
             target = self._outputs.gather(batch.target_rows)
         if options.loss == "l2":
             return losses.l2(u, target).mean()
-        positive = (u * target).sum(1)
+        whole = options.loss == "softmax" and self._sampler.whole_catalogue
+        if whole:
+            scores = self._score_catalogue(u, batch)
+            positive = scores.gather(1, batch.target_rows.unsqueeze(1)).squeeze(1)
+        else:
+            positive = (u * target).sum(1)
+            if self._terms is not None:
+                asked = batch.target_rows.cpu().numpy()[:, None]
+                positive = positive + self._add_terms(u, batch, asked).squeeze(1)
         shown = self._score_shown(u, batch) if self._uses_shown else None
         if options.loss == "softmax":
-            if self._sampler.whole_catalogue:
-                loss = losses.catalogue_softmax(positive, u @ self._outputs.all().T)
+            if whole:
+                loss = losses.catalogue_softmax(positive, scores)
             else:
                 loss = losses.softmax(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
@@ -77,6 +95,12 @@ class Objective:
         pairwise = losses.nce if options.loss == "nce" else losses.bpr
         return pairwise(positive, pool, pool_mask).mean()
 
+    def _score_catalogue(self, u: Tensor, batch: LaneBatch) -> Tensor:
+        scores = u @ self._outputs.all().T
+        if self._terms is None:
+            return scores
+        return self._terms.add_to_catalogue(scores, u, self._sessions(batch), batch.interactions)
+
     def _score_pool(
         self, u: Tensor, batch: LaneBatch, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,11 +111,53 @@ class Objective:
             vectors = self._outputs.gather(pool.rows)
         rows = torch.from_numpy(pool.rows).to(self._device)
         mask = rows != batch.target_rows.unsqueeze(1)
-        return u @ vectors.T, mask, torch.from_numpy(pool.log_expected).to(self._device)
+        scores = u @ vectors.T
+        log_expected = torch.from_numpy(pool.log_expected).to(self._device)
+        if self._terms is None:
+            return scores, mask, log_expected
+        scores = scores + self._add_terms(u, batch, pool.rows)
+        if self._sampler.whole_catalogue:
+            return scores, mask, log_expected
+        return self._with_remembered(u, batch, pool.rows, scores, mask, log_expected)
+
+    def _with_remembered(
+        self,
+        u: Tensor,
+        batch: LaneBatch,
+        pool: NDArray[np.int64],
+        scores: Tensor,
+        mask: Tensor,
+        log_expected: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Join each target's remembered items to its pool; they are certain to be there."""
+        assert self._terms is not None
+        own = self._terms.support(self._sessions(batch), batch.interactions, _REMEMBERED_NEGATIVES)
+        mask = mask & torch.from_numpy(~contained(pool, own, len(self._outputs))).to(self._device)
+        own_scores = torch.einsum("nsd,nd->ns", self._outputs.gather(own), u)
+        own_scores = own_scores + self._add_terms(u, batch, own)
+        own_rows = torch.from_numpy(own).to(self._device)
+        own_mask = (own_rows >= 0) & (own_rows != batch.target_rows.unsqueeze(1))
+        log_expected = log_expected.expand(len(u), -1)
+        return (
+            torch.cat([scores, own_scores], dim=1),
+            torch.cat([mask, own_mask], dim=1),
+            torch.cat([log_expected, torch.zeros_like(own_scores)], dim=1),
+        )
 
     def _score_shown(self, u: Tensor, batch: LaneBatch) -> tuple[Tensor, Tensor]:
         shown = shown_negatives(self._store, batch.interactions, self._options.max_impressions)
-        return score_shown(u, shown, self._outputs, self._device)
+        scores, mask = score_shown(u, shown, self._outputs, self._device)
+        if self._terms is not None:
+            scores = scores + self._add_terms(u, batch, shown.padded())
+        return scores, mask
+
+    def _add_terms(self, u: Tensor, batch: LaneBatch, rows: NDArray[np.int64]) -> Tensor:
+        assert self._terms is not None
+        return self._terms.of_items(u, self._sessions(batch), batch.interactions, rows)
+
+    def _sessions(self, batch: LaneBatch) -> NDArray[np.int64]:
+        offsets = self._store.session_offsets
+        return np.searchsorted(offsets, batch.interactions, side="right") - 1
 
 
 def score_shown(
