@@ -6,7 +6,8 @@ Each method's hyper-parameters are chosen by MRR on a fixed sample of the valida
 at a time in the order listed, every value of its small grid, in two sweeps; the mask (last item, or
 ``xs``, the whole running session) is one of them. Then it is fitted once on training and validation
 and ranks every test request. ``RESULTS/<case>/`` gets ``rows.json`` and each method's ranks, int64
-``[requests]`` in the case's order, so that other methods can be compared over the same resamples.
+``[requests]`` in the case's order, so that other methods can be compared over the same resamples;
+rows of methods that are not asked for stay.
 
 MV and MaxItem need an item table and have no row here.
 """
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.protocol_data import CASES, ProtocolCase, load_case
 from benchmarks.protocol_ranks import Mask, intervals, metrics, rank
 from hiertcn.evaluation.protocol import Requests
-from hiertcn.files import write_json
+from hiertcn.files import read_json, write_json
 from hiertcn.sessions.store import SessionStore
 from models.counting import (
     STAN,
@@ -127,7 +128,8 @@ def _test(case: ProtocolCase, chosen: dict[str, Values], output: Path) -> None:
         "ms alone | ms of 256 |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    rows: dict[str, Any] = {}
+    stored = output / "rows.json"
+    rows: dict[str, Any] = read_json(stored)["rows"] if stored.exists() else {}
     for name, values in chosen.items():
         ranker = METHODS[name].build(case.store, case.items, values)
         began = time.monotonic()
@@ -148,7 +150,7 @@ def _test(case: ProtocolCase, chosen: dict[str, Values], output: Path) -> None:
         }
         rows[name] = row
         print(_line(name, row), flush=True)
-    write_json(output / "rows.json", {"case": case.name, "rows": rows})
+        write_json(stored, {"case": case.name, "rows": rows})
 
 
 def _score_ms(ranker: CountingRanker, case: ProtocolCase, together: int) -> float:
@@ -199,7 +201,7 @@ def _own(values: Values, *fields: str) -> Values:
 
 
 def _markov(store: SessionStore, items: int, values: Values) -> Markov:
-    own = _own(values, "steps", "step_decay", "last", "decay")
+    own = _own(values, "steps", "step_decay", "last", "decay", "across")
     return Markov(store, items, **own, reminder=_reminder(values))
 
 
@@ -234,6 +236,7 @@ _REMINDER: Final[dict[str, list[Any]]] = {
 }
 _MARKOV: Final[dict[str, list[Any]]] = {
     **_MASK,
+    "across": [True, False],
     "decay": [0.4, 0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8],
     "steps": [5, 1, 2, 3, 10, 20],
     "step_decay": [0.5, 0.3, 0.7, 0.9],

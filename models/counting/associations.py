@@ -113,5 +113,7 @@ def _add_rows(
     for request in range(len(of_request) - 1):
         for entry in range(of_request[request], of_request[request + 1]):
             row = rows[entry]
+            if factors[entry] == 0:
+                continue
             for at in range(offsets[row], offsets[row + 1]):
                 out[request, columns[at]] += factors[entry] * weights[at]

@@ -30,6 +30,8 @@ class Markov(CountingRanker):
         step_decay: in (0, 1].
         last: how many of the user's last interactions are looked at, earlier sessions included.
         decay: in (0, 1].
+        across: for interactions of earlier sessions, ask what followed them within ``steps`` in
+            the user's later sessions, instead of in their own session.
         reminder: see `CountingRanker`.
 
     Raises:
@@ -45,6 +47,7 @@ class Markov(CountingRanker):
         step_decay: float = 1.0,
         last: int = 1,
         decay: float = 1.0,
+        across: bool = False,
         name: str = "Markov",
         reminder: Reminder | None = None,
     ) -> None:
@@ -57,21 +60,34 @@ class Markov(CountingRanker):
                 raise InputError(f"Markov: {field} is {share}; expected it in (0, 1]")
         self._steps, self._step_decay = steps, step_decay
         self._last, self._decay = last, decay
+        self._across = across
 
     def _fit(self, training: SessionStore) -> None:
-        at = np.arange(len(training.item_rows), dtype=np.int64)
-        ends = np.repeat(training.session_offsets[1:], np.diff(training.session_offsets))
-        counted = Associations.count(
-            training.item_rows,
-            at + 1,
-            np.minimum(ends, at + 1 + self._steps),
-            self._step_decay ** np.arange(self._steps, dtype=np.float64),
-            self._items,
-        )
+        lengths = np.diff(training.session_offsets)
+        session_end = np.repeat(training.session_offsets[1:], lengths)
+        begin = np.arange(1, len(training.item_rows) + 1, dtype=np.int64)
+        end = begin + self._steps
+        self._within = self._shares(training, begin, np.minimum(end, session_end))
+        self._between = self._within
+        if self._across:
+            user_end = training.session_offsets[training.user_offsets[1:]]
+            sessions_of_user = np.diff(training.user_offsets)
+            user_end = np.repeat(np.repeat(user_end, sessions_of_user), lengths)
+            self._between = self._shares(training, session_end, np.minimum(end, user_end))
+
+    def _shares(
+        self, training: SessionStore, low: NDArray[np.int64], high: NDArray[np.int64]
+    ) -> Associations:
+        decays = self._step_decay ** np.arange(self._steps, dtype=np.float64)
+        counted = Associations.count(training.item_rows, low, high, decays, self._items)
         source = counted.sources()
         total = np.bincount(source, counted.weights, self._items)
-        self._transitions = counted.scaled(1.0 / total[source])
+        return counted.scaled(1.0 / total[source])
 
     def _evidence(self, requests: Requests) -> NDArray[np.float32]:
         past = context(self._store, requests, self._items, last=self._last, extend=self._last)
-        return self._transitions.gather(past, self._decay ** past.age.astype(np.float64))
+        weights = self._decay ** past.age.astype(np.float64)
+        if not self._across:
+            return self._within.gather(past, weights)
+        found = self._within.gather(past, np.where(past.earlier, 0.0, weights))
+        return found + self._between.gather(past, np.where(past.earlier, weights, 0.0))

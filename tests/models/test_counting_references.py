@@ -106,25 +106,34 @@ def test_personal_popularity_counts_then_prefers_the_recent(users):
 
 
 @settings(max_examples=30, deadline=None)
-@given(users=LOGS, training=LOGS, steps=st.integers(1, 6), last=st.integers(1, 6))
-def test_markov_sums_shares_of_what_followed(users, training, steps, last):
-    store, training = log_of([*users, [[(0, 1)]]]), log_of([*training, [[(0, 1), (1, 1)]]])
-    counts = defaultdict(Counter)
-    for rows, _ in sessions_of(training):
-        for i, a in enumerate(rows):
-            for lag, b in enumerate(rows[i + 1 : i + 1 + steps], start=1):
+@given(
+    users=LOGS,
+    training=LOGS,
+    steps=st.integers(1, 6),
+    last=st.integers(1, 6),
+    across=st.booleans(),
+)
+def test_markov_sums_shares_of_what_followed(users, training, steps, last, across):
+    users_of_training = [*training, [[(0, 1), (1, 1)]]]
+    store, training = log_of(users), log_of(users_of_training)
+    within, between = defaultdict(Counter), defaultdict(Counter)
+    for user in users_of_training:
+        events = [(item, s) for s, session in enumerate(user) for item, _ in session]
+        for i, (a, of_a) in enumerate(events):
+            for lag, (b, of_b) in enumerate(events[i + 1 : i + 1 + steps], start=1):
                 if a != b and max(a, b) < ITEMS:
-                    counts[a][b] += 0.5 ** (lag - 1)
+                    (within if of_a == of_b else between)[a][b] += 0.5 ** (lag - 1)
 
     def reference(earlier, running, now):
         scores = Counter()
         for a, age in aged(earlier + running):
+            counts = between if across and age >= len(running) else within
             for b, count in counts[a].items():
                 if age < last:
                     scores[b] += 0.7**age * count / sum(counts[a].values())
         return scores
 
-    ranker = Markov(store, ITEMS, steps=steps, step_decay=0.5, last=last, decay=0.7)
+    ranker = Markov(store, ITEMS, steps=steps, step_decay=0.5, last=last, decay=0.7, across=across)
     check(ranker, store, training, reference)
 
 
