@@ -46,7 +46,7 @@ class LiveCounts:
     def of_catalogue(self, times_us: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the counts of all items, float32 ``[windows, n, items]``, at times int64 [n]."""
         out = np.zeros((len(WINDOWS_MINUTES), len(times_us), self._items), np.float32)
-        _count(*self._inputs(times_us), np.empty((1, 0), np.int64), True, True, out)
+        _count(out, np.empty((1, 0), np.int64), True, True, *self._inputs(times_us))
         return out
 
     def of_items(
@@ -62,7 +62,7 @@ class LiveCounts:
         shared = rows.ndim == 1
         asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
         out = np.zeros((len(WINDOWS_MINUTES), len(times_us), asked.shape[1]), np.float32)
-        _count(*self._inputs(times_us), asked, shared, False, out)
+        _count(out, asked, shared, False, *self._inputs(times_us))
         return out
 
     def _inputs(self, times_us: NDArray[np.int64]) -> Any:
@@ -137,6 +137,10 @@ def _add(
 
 @compiled
 def _count(
+    out: NDArray[np.float32],
+    asked: NDArray[np.int64],
+    shared: bool,
+    everything: bool,
     now: NDArray[np.int64],
     order: NDArray[np.int64],
     windows: NDArray[np.int64],
@@ -149,10 +153,6 @@ def _count(
     block_rows: NDArray[np.int32],
     block_counts: NDArray[np.int32],
     scratch: NDArray[np.float32],
-    asked: NDArray[np.int64],
-    shared: bool,
-    everything: bool,
-    out: NDArray[np.float32],
 ) -> None:
     counted = np.int64(-1)
     for place in range(len(order)):

@@ -111,7 +111,7 @@ class MemoryFeatures:
             leave_out: int64 ``[n]``, the item rows that came next, where the table counted them.
         """
         out = np.zeros((len(FEATURES), len(histories), self.items), np.float32)
-        _fill_catalogue(*self._inputs(histories, leave_out), out)
+        _fill_catalogue(out, *self._inputs(histories, leave_out))
         return out
 
     def of_items(
@@ -131,7 +131,7 @@ class MemoryFeatures:
         shared = rows.ndim == 1
         asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
         out = np.zeros((len(FEATURES), len(histories), asked.shape[1]), np.float32)
-        _fill_items(*self._inputs(histories, leave_out), self._scratch, asked, shared, out)
+        _fill_items(out, self._scratch, asked, shared, *self._inputs(histories, leave_out))
         return out
 
     def support(self, histories: Histories, most: int) -> NDArray[np.int64]:
@@ -140,7 +140,7 @@ class MemoryFeatures:
         Where there are more than ``most``, those with the largest sum of features are kept.
         """
         out = np.full((len(histories), most), -1, np.int64)
-        _find_support(*self._inputs(histories, None), self._scratch, out)
+        _find_support(out, self._scratch, *self._inputs(histories, None))
         return out
 
     def _inputs(self, histories: Histories, leave_out: NDArray[np.int64] | None) -> Any:
@@ -272,6 +272,7 @@ def _clear_features(
 
 @compiled
 def _fill_catalogue(
+    out: NDArray[np.float32],
     rows: NDArray[np.int32],
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
@@ -282,7 +283,6 @@ def _fill_catalogue(
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
     pair_weights: NDArray[np.float64],
-    out: NDArray[np.float32],
 ) -> None:
     for request in range(len(running)):
         _add_features(
@@ -303,6 +303,10 @@ def _fill_catalogue(
 
 @compiled
 def _fill_items(
+    out: NDArray[np.float32],
+    scratch: NDArray[np.float32],
+    asked: NDArray[np.int64],
+    shared: bool,
     rows: NDArray[np.int32],
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
@@ -313,10 +317,6 @@ def _fill_items(
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
     pair_weights: NDArray[np.float64],
-    scratch: NDArray[np.float32],
-    asked: NDArray[np.int64],
-    shared: bool,
-    out: NDArray[np.float32],
 ) -> None:
     for request in range(len(running)):
         _add_features(
@@ -343,6 +343,8 @@ def _fill_items(
 
 @compiled
 def _find_support(
+    out: NDArray[np.int64],
+    scratch: NDArray[np.float32],
     rows: NDArray[np.int32],
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
@@ -353,8 +355,6 @@ def _find_support(
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
     pair_weights: NDArray[np.float64],
-    scratch: NDArray[np.float32],
-    out: NDArray[np.int64],
 ) -> None:
     for request in range(len(running)):
         _add_features(
