@@ -13,6 +13,7 @@ item and the batch plan. One process, one device.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -51,6 +52,7 @@ from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.term_scores import term_scores, terms_of
 from hiertcn.training.validation import Validation
+from hiertcn.training.whole_history import HistoryModel
 
 CURVE_FILE: Final = "curve.json"
 TRANSITIONS_FOLDER: Final = "transitions"
@@ -121,8 +123,11 @@ class _Run:
         self.lane_count = options.lanes or _lanes_for(
             store, split.validation_start_us, options.sessions_per_step
         )
+        batched = store
+        if isinstance(model, HistoryModel):
+            batched = model.learn_from(store, split.validation_start_us)
         self.batches = SessionBatches(
-            store,
+            batched,
             lanes=self.lane_count,
             sessions_per_step=options.sessions_per_step,
             max_length=options.max_length,
@@ -153,14 +158,18 @@ class _Run:
             self.device,
             term_scores(model, store, transitions, counted=True, device=self.device),
         )
-        self.validation = Validation(
-            store,
-            self.vectors,
-            split,
-            requests=options.validation_requests,
-            seed=options.seed,
-            device=self.device,
-            terms=term_scores(model, store, transitions, counted=False, device=self.device),
+        self.validation = (
+            None
+            if options.validation_requests == 0
+            else Validation(
+                store,
+                self.vectors,
+                split,
+                requests=options.validation_requests,
+                seed=options.seed,
+                device=self.device,
+                terms=term_scores(model, store, transitions, counted=False, device=self.device),
+            )
         )
         self.store, self.split = store, split
         self.optimizers = Optimizers(
@@ -171,6 +180,8 @@ class _Run:
             / options.learning_rate,
         )
         self.progress = Progress(learning_rate=options.learning_rate)
+        planned = self.batches.steps(0) * options.max_epochs
+        self.planned_steps = min(planned, options.max_steps or planned)
         self.lanes = self._start_lanes()
         self.best: dict[str, Tensor] = {}
         self.identity = {
@@ -267,7 +278,11 @@ class _Run:
         loss = self.objective(u, tensors, rng)
         self.optimizers.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizers.step(progress.learning_rate * warmth, options.clip)
+        rate = progress.learning_rate * warmth
+        if options.schedule == "cosine":
+            done = min(1.0, progress.step / self.planned_steps)
+            rate *= 0.5 * (1.0 + math.cos(math.pi * done))
+        self.optimizers.step(rate, options.clip)
         self.lanes = lanes.detach()
 
         value, targets = float(loss.detach()), len(tensors.targets)
@@ -281,18 +296,19 @@ class _Run:
     def _validate(self) -> None:
         progress = self.progress
         self.module.eval()
-        mrr = self.validation.mrr(self.model)
-        if progress.add_validation(mrr, self.options.decay):
+        mrr = None if self.validation is None else self.validation.mrr(self.model)
+        decay = self.options.decay if self.options.schedule == "plateau" else 1.0
+        if progress.add_validation(mrr, decay):
             self.best = {
                 name: value.detach().cpu().clone()
                 for name, value in self.network.state_dict().items()
             }
         _log.info(
-            "epoch %d, step %d: loss %.4f, validation MRR %.4f",
+            "epoch %d, step %d: loss %.4f, validation MRR %s",
             progress.epoch + 1,
             progress.step,
             progress.train_loss[-1],
-            mrr,
+            "not measured" if mrr is None else f"{mrr:.4f}",
         )
 
     def _checkpoint(self) -> None:

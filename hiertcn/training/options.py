@@ -9,6 +9,9 @@ from hiertcn.errors import InputError
 Loss = Literal["softmax", "nce", "bpr", "hinge", "l2"]
 LOSSES: Final = ("softmax", "nce", "bpr", "hinge", "l2")
 
+Schedule = Literal["plateau", "cosine"]
+SCHEDULES: Final = ("plateau", "cosine")
+
 ItemVectorKind = Literal["frozen", "fine-tuned", "learned", "one-hot"]
 ITEM_VECTOR_KINDS: Final = ("frozen", "fine-tuned", "learned", "one-hot")
 
@@ -31,6 +34,8 @@ class TrainOptions:
         max_length: interactions beyond which a session is trained in pieces.
         learning_rate: Adam's, after ``warmup_steps`` of linear increase.
         warmup_steps: steps of that increase.
+        schedule: plateau (``decay`` at each validation without improvement) or cosine (to zero over
+            ``max_epochs`` or ``max_steps``, whichever is shorter).
         decay: factor on the learning rate at each validation without improvement; 1 for none.
         weight_decay: decoupled, as in AdamW; 0 for none.
         clip: largest norm of a step's gradient.
@@ -45,7 +50,8 @@ class TrainOptions:
         max_epochs: at most this many passes over the training sessions.
         max_steps: at most this many steps; 0 for no limit.
         validate_steps: steps between validations besides those at each epoch's end; 0 for none.
-        validation_requests: about this many interactions are ranked in a validation.
+        validation_requests: about this many interactions are ranked in a validation; 0 for no
+            validation: the last weights are kept, and there is no early stopping.
         patience: validations without a better MRR before training stops.
         checkpoint_s: seconds between checkpoints; 0 writes one after every step.
         seed: of batches, negatives and dropout (the model's weights are the caller's).
@@ -62,6 +68,7 @@ class TrainOptions:
     max_length: int = 200
     learning_rate: float = 2e-3
     warmup_steps: int = 100
+    schedule: Schedule = "plateau"
     decay: float = 0.5
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -85,7 +92,6 @@ class TrainOptions:
             "sessions_per_step",
             "max_length",
             "max_epochs",
-            "validation_requests",
             "patience",
         ):
             self._require(name, getattr(self, name) >= 1, "a whole number >= 1")
@@ -100,6 +106,7 @@ class TrainOptions:
             "impression_weight",
             "max_steps",
             "validate_steps",
+            "validation_requests",
             "checkpoint_s",
             "seed",
         ):
@@ -109,6 +116,7 @@ class TrainOptions:
         self._require("decay", 0 < self.decay <= 1, "a number above 0 and at most 1")
         kinds = ITEM_VECTOR_KINDS
         self._require("item_vectors", self.item_vectors in kinds, f"one of {', '.join(kinds)}")
+        self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._require("loss", self.loss in LOSSES, f"one of {', '.join(LOSSES)}")
         self._require("device", self.device in _DEVICES, f"one of {', '.join(_DEVICES)}")
         if self.loss != "l2":

@@ -9,7 +9,8 @@ class TrainSummary:
     """What training did.
 
     ``train_loss`` is the mean loss of the last stretch between validations; ``validation_mrr`` the
-    best one, whose weights were kept, reached after ``best_step``; ``seconds`` counts whole epochs
+    best one, whose weights were kept, reached after ``best_step`` (0 without validation, the last
+    weights kept); ``seconds`` counts whole epochs
     of resumed runs and all of the last; ``interactions_per_s`` counts training steps alone, with
     their waiting for data, whose share of the time is ``waiting_share``. ``parameters`` are the
     network's, ``item_parameters`` those of trained item vectors.
@@ -65,14 +66,17 @@ class Progress:
         self.step += 1
         self.step_in_epoch += 1
 
-    def add_validation(self, mrr: float, decay: float) -> bool:
-        """Count a validation and return whether it is the best one; if not, decay the rate."""
+    def add_validation(self, mrr: float | None, decay: float) -> bool:
+        """Count a validation and return whether it is the best one; if not, decay the rate.
+
+        Without an MRR the newest weights are the best ones.
+        """
         self.steps.append(self.step)
         self.train_loss.append(self.mean_loss())
-        self.validation_mrr.append(mrr)
+        self.validation_mrr.append(mrr or 0.0)
         self.loss_sum, self.loss_targets = 0.0, 0
-        if mrr > self.best_mrr:
-            self.best_mrr, self.best_step, self.stale = mrr, self.step, 0
+        if mrr is None or mrr > self.best_mrr:
+            self.best_mrr, self.best_step, self.stale = mrr or 0.0, self.step, 0
             return True
         self.stale += 1
         self.learning_rate *= decay

@@ -4,7 +4,7 @@
 be trained, validated and ranked with.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,3 +29,11 @@ class SessionModel(Protocol):
 
     def __call__(self, batch: LaneBatch, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``u [targets, dim]`` and the lanes' next state ``[lanes, layers, hidden]``."""
+
+
+@runtime_checkable
+class FoldsItems(Protocol):
+    """A session network whose state needs a session's items, not only their mean."""
+
+    def fold_items(self, state: Tensor, items: Tensor, lengths: Tensor) -> Tensor:
+        """Fold closed sessions: ``[s, layers, hidden], [n, dim], [s] -> [s, layers, hidden]``."""

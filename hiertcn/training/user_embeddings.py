@@ -18,7 +18,8 @@ from torch import Tensor
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore, ranges
 from hiertcn.training.item_vectors import ItemVectors, as_vectors
-from hiertcn.training.session_model import SessionModel
+from hiertcn.training.session_model import FoldsItems, SessionModel
+from hiertcn.training.whole_history import HistoryModel
 
 
 @torch.inference_mode()
@@ -44,6 +45,8 @@ def embed_before(
         float32 ``[n, dim]`` on ``device``.
     """
     table = as_vectors(table, device)
+    if isinstance(model, HistoryModel):
+        return model.embed_requests(store, table, session, interaction)
     sessions, which = np.unique(session, return_inverse=True)
     states = states_before(model, store, table, sessions, device)
     first = np.full(len(sessions), np.iinfo(np.int64).max)
@@ -105,12 +108,35 @@ def states_before(
             states[_tensor(asked, device)] = state[_tensor(place[which[asked]], device)]
         active = int(np.searchsorted(-longest, -step))
         if active:
-            means, closes = _session_means(store, table, store.user_offsets[users[:active]] + step)
-            after = model.gru_step(state[:active], means)
+            after, closes = _fold(
+                model, state[:active], store, table, store.user_offsets[users[:active]] + step
+            )
             if not closes.all():
                 after = torch.where(_tensor(closes, device)[:, None, None], after, state[:active])
             state[:active] = after
     return states
+
+
+def _fold(
+    model: SessionModel,
+    state: Tensor,
+    store: SessionStore,
+    table: ItemVectors,
+    sessions: NDArray[np.int64],
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Return the states after the sessions, and whether each has a known item and so counts."""
+    if not isinstance(model, FoldsItems):
+        means, closes = _session_means(store, table, sessions)
+        return model.gru_step(state, means), closes
+    starts = store.session_offsets[sessions]
+    counts = store.session_offsets[sessions + 1] - starts
+    rows = store.item_rows[ranges(starts, counts)]
+    known = rows < len(table)
+    lengths = np.bincount(
+        np.repeat(np.arange(len(sessions)), counts)[known], minlength=len(sessions)
+    )
+    after = model.fold_items(state, table.gather(rows[known]), _tensor(lengths, state.device))
+    return after, lengths > 0
 
 
 def _session_means(
