@@ -12,19 +12,26 @@ Long sessions: a session of more than ``max_length`` interactions is cut into co
 ``context`` at least the model's receptive field, every prediction is the one the uncut session
 would give. Only the last piece closes the session, with the mean over all of it.
 
-A batch holds item rows and no embeddings. Planning costs some 100 bytes a session and one heap
-operation a user per epoch. Does not shard over workers or ranks.
+Ranks (or worker processes) share the lanes: each owns a consecutive part, numbers its lanes from 0,
+and sees the pieces that one process would see in them at the same step. A rank whose lanes end
+early yields empty batches until the others are done.
+
+A batch holds item rows and no embeddings. Planning costs some 50 bytes a session and one heap
+operation a user per epoch; planning and batches are compiled, and building one runs without the
+GIL.
 """
 
-import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.items.hashing import compiled
+from hiertcn.sessions.lane_plan import LanePlan, cut_pieces, plan_lanes
+from hiertcn.sessions.store import SessionStore
 
 
 @dataclass(frozen=True)
@@ -36,31 +43,40 @@ class SessionBatch:
 
     Shapes:
         lane: ``[pieces]`` int64, distinct within a slot.
+        slot_offsets: ``[slots + 1]`` int64.
         session: ``[pieces]`` int64, the session's number in the store.
         reset: ``[pieces]`` bool, the lane starts a new user with this piece.
         closes: ``[pieces]`` bool, the session ends with this piece.
         lengths: ``[pieces]`` int64, rows per piece, all >= 1, summing to ``n``.
-        slot_offsets: ``[slots + 1]`` int64.
         item_rows: ``[n + extra]`` int32; the ``extra`` rows at the end are earlier items of cut
             sessions that only ``member_rows`` points to.
         interactions: ``[n]`` int64, each row's place in the store's columns.
         timestamps_us: ``[n]`` int64, microseconds since the epoch.
+        gaps_us: ``[n]`` int64, time since the interaction before in the session; 0 for its first.
+        session_gaps_us: ``[pieces]`` int64, time from the end of the user's session before to the
+            start of this one; -1 for a user's first.
         is_target: ``[n]`` bool, false for context.
+        targets: ``[targets]`` int64, where ``is_target`` is true.
+        inputs: ``[n - pieces]`` int64, all rows but each piece's last.
         member_rows: ``[members]`` int64, indices into ``item_rows`` of all items of the sessions
             that close, one closing piece after another.
         member_lengths: ``[closing pieces]`` int64.
     """
 
     lane: NDArray[np.int64]
+    slot_offsets: NDArray[np.int64]
     session: NDArray[np.int64]
     reset: NDArray[np.bool_]
     closes: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    slot_offsets: NDArray[np.int64]
     item_rows: NDArray[np.int32]
     interactions: NDArray[np.int64]
     timestamps_us: NDArray[np.int64]
+    gaps_us: NDArray[np.int64]
+    session_gaps_us: NDArray[np.int64]
     is_target: NDArray[np.bool_]
+    targets: NDArray[np.int64]
+    inputs: NDArray[np.int64]
     member_rows: NDArray[np.int64]
     member_lengths: NDArray[np.int64]
 
@@ -77,9 +93,11 @@ class SessionBatches:
         end_us: sessions starting at or after it are left out; None keeps all. A user's sessions are
             ordered by time, so what is kept is always the beginning of a history.
         seed: with the epoch number, fixes the order of users.
+        rank: which part of the lanes, from 0; ``lanes`` then still counts those of all ranks.
+        world_size: number of ranks.
 
     Raises:
-        InputError: a size is not positive, or no session is left.
+        InputError: a size is not positive, a rank would have no lane, or no session is left.
     """
 
     def __init__(
@@ -92,19 +110,31 @@ class SessionBatches:
         context: int = 0,
         end_us: int | None = None,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         for name, value, least in (
             ("lanes", lanes, 1),
             ("sessions_per_step", sessions_per_step, 1),
             ("max_length", max_length, 1),
             ("context", context, 0),
+            ("world_size", world_size, 1),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; expected a whole number >= {least}")
+        if lanes < world_size:
+            raise InputError(
+                f"lanes is {lanes} with {world_size} ranks; expected at least one lane a rank"
+            )
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank is {rank}; expected a whole number from 0 to {world_size - 1}")
         self.store = store
+        self._first_lane = rank * lanes // world_size
+        self._own_lanes = (rank + 1) * lanes // world_size - self._first_lane
+        self._plan_of: tuple[int, LanePlan] | None = None
         self.lanes, self.sessions_per_step = lanes, sessions_per_step
         self.max_length, self.context, self.seed = max_length, context, seed
-        self._pieces = _cut_pieces(store, max_length, end_us)
+        self._pieces = cut_pieces(store, max_length, end_us)
         if self._pieces.total == 0:
             raise InputError(
                 f"no session starts before {end_us} us since 1970; expected at least one to train "
@@ -113,128 +143,158 @@ class SessionBatches:
 
     @property
     def interactions(self) -> int:
-        """Interactions predicted per epoch: each kept one exactly once."""
+        """Interactions predicted per epoch, by all ranks: each kept one exactly once."""
         return int((self._pieces.stop - self._pieces.start).sum())
 
+    @property
+    def own_lanes(self) -> int:
+        """Lanes of this rank."""
+        return self._own_lanes
+
     def steps(self, epoch: int) -> int:
-        """Return how many batches the epoch has."""
-        return len(self._plan(epoch).step_offsets) - 1
+        """Return how many batches the epoch has, the same for every rank."""
+        return self._plan(epoch).steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[SessionBatch]:
         """Yield the epoch's batches from ``first_step`` on, as an uninterrupted run would."""
         plan = self._plan(epoch)
-        for step in range(first_step, len(plan.step_offsets) - 1):
-            chosen = slice(plan.step_offsets[step], plan.step_offsets[step + 1])
-            yield self._batch(plan.piece[chosen], plan.lane[chosen], plan.slot[chosen])
+        for step in range(first_step, plan.steps):
+            yield self._batch(plan, step)
 
-    def _plan(self, epoch: int) -> "_Plan":
-        pieces = self._pieces
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(pieces.user_offsets) - 1)
-        counts = np.diff(pieces.user_offsets)[order]
-        lane_of_user = _fewest_sessions_first(counts, self.lanes)
+    def _plan(self, epoch: int) -> LanePlan:
+        if self._plan_of is None or self._plan_of[0] != epoch:
+            self._plan_of = epoch, self._make_plan(epoch)
+        return self._plan_of[1]
 
-        by_lane = np.argsort(lane_of_user, kind="stable")
-        counts = counts[by_lane]
-        piece = ranges(pieces.user_offsets[order[by_lane]], counts)
-        lane = np.repeat(lane_of_user[by_lane], counts)
-        lane_starts = np.searchsorted(lane, np.arange(self.lanes))
-        place = np.arange(len(lane)) - lane_starts[lane]
-        step, slot = np.divmod(place, self.sessions_per_step)
+    def _make_plan(self, epoch: int) -> LanePlan:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self._pieces.users)
+        return plan_lanes(
+            self._pieces,
+            order,
+            lanes=self.lanes,
+            own=range(self._first_lane, self._first_lane + self._own_lanes),
+            sessions_per_step=self.sessions_per_step,
+        )
 
-        by_step = np.lexsort((lane, slot, step))
-        bounds = np.searchsorted(step[by_step], np.arange(int(step.max()) + 2))
-        return _Plan(piece[by_step], lane[by_step], slot[by_step], bounds)
-
-    def _batch(
-        self, piece: NDArray[np.int64], lane: NDArray[np.int64], slot: NDArray[np.int64]
-    ) -> SessionBatch:
+    def _batch(self, plan: LanePlan, step: int) -> SessionBatch:
         pieces, store = self._pieces, self.store
-        start, stop = pieces.start[piece], pieces.stop[piece]
-        session = pieces.session[piece]
-        session_start = np.asarray(store.session_offsets[session])
-        closes = stop == store.session_offsets[session + 1]
-        input_start = np.maximum(start - self.context, session_start)
-        lengths = stop - input_start
-        interactions = ranges(input_start, lengths)
-        is_target = interactions >= np.repeat(start, lengths)
-
-        # Rows of a whole session are its own members; only a cut one must bring more.
-        row_offsets = np.cumsum(lengths) - lengths
-        extra_counts = np.where(closes, input_start - session_start, 0)
-        extra = ranges(session_start, extra_counts)
-        extra_offsets = len(interactions) + np.cumsum(extra_counts) - extra_counts
-        member_starts = np.stack([extra_offsets, row_offsets], axis=1)[closes].ravel()
-        member_counts = np.stack([extra_counts, lengths], axis=1)[closes]
+        first_place = step * self.sessions_per_step
+        offsets = plan.place_offsets[first_place : first_place + self.sessions_per_step + 1]
+        if len(offsets) == 0:
+            offsets = plan.place_offsets[-1:]
+        chosen = slice(offsets[0], offsets[-1])
         return SessionBatch(
-            lane=lane,
-            session=session,
-            reset=pieces.first_of_user[piece],
-            closes=closes,
-            lengths=lengths,
-            slot_offsets=np.searchsorted(slot, np.arange(int(slot[-1]) + 2)),
-            item_rows=np.concatenate([store.item_rows[interactions], store.item_rows[extra]]),
-            interactions=interactions,
-            timestamps_us=store.timestamps_us[interactions],
-            is_target=is_target,
-            member_rows=ranges(member_starts, member_counts.ravel()),
-            member_lengths=member_counts.sum(axis=1),
+            plan.lane[chosen].astype(np.int64),
+            offsets - offsets[0],
+            *_build(
+                plan.piece[chosen],
+                pieces.session,
+                pieces.start,
+                pieces.stop,
+                pieces.first_of_user,
+                store.session_offsets,
+                store.item_rows,
+                store.timestamps_us,
+                self.context,
+            ),
         )
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """Interactions ``start[i]:stop[i]`` of session ``session[i]``; a user's pieces are adjacent."""
+@compiled
+def _build(
+    chosen: Any,
+    session_of: Any,
+    start_of: Any,
+    stop_of: Any,
+    first_of_user: Any,
+    session_offsets: Any,
+    all_rows: Any,
+    all_times: Any,
+    context: int,
+) -> Any:
+    """Return the fields of a :class:`SessionBatch` from ``session`` on."""
+    pieces = len(chosen)
+    session = np.empty(pieces, np.int64)
+    reset = np.empty(pieces, np.bool_)
+    closes = np.empty(pieces, np.bool_)
+    lengths = np.empty(pieces, np.int64)
+    session_gaps = np.empty(pieces, np.int64)
+    rows = extra = targets = members = closing = 0
+    for k in range(pieces):
+        piece = chosen[k]
+        session[k] = session_of[piece]
+        reset[k] = first_of_user[piece]
+        first, end = session_offsets[session[k]], session_offsets[session[k] + 1]
+        closes[k] = stop_of[piece] == end
+        begin = max(start_of[piece] - context, first)
+        lengths[k] = stop_of[piece] - begin
+        rows += lengths[k]
+        targets += stop_of[piece] - start_of[piece]
+        if closes[k]:
+            extra += begin - first
+            members += end - first
+            closing += 1
+        head = piece
+        while start_of[head] > first:
+            head -= 1
+        if first_of_user[head]:
+            session_gaps[k] = -1
+        else:
+            session_gaps[k] = all_times[first] - all_times[first - 1]
 
-    session: NDArray[np.int64]
-    start: NDArray[np.int64]
-    stop: NDArray[np.int64]
-    first_of_user: NDArray[np.bool_]
-    user_offsets: NDArray[np.int64]
-
-    @property
-    def total(self) -> int:
-        return len(self.session)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    piece: NDArray[np.int64]
-    lane: NDArray[np.int64]
-    slot: NDArray[np.int64]
-    step_offsets: NDArray[np.int64]
-
-
-def _cut_pieces(store: SessionStore, max_length: int, end_us: int | None) -> _Pieces:
-    offsets = np.asarray(store.session_offsets)
-    user_offsets = np.asarray(store.user_offsets)
-    kept = np.diff(user_offsets)
-    if end_us is not None:
-        before = np.concatenate([[0], np.cumsum(store.session_starts_us() < end_us)])
-        kept = before[user_offsets[1:]] - before[user_offsets[:-1]]
-    first = user_offsets[:-1][kept > 0]
-    kept = kept[kept > 0]
-
-    session = ranges(first, kept)
-    lengths = offsets[session + 1] - offsets[session]
-    cuts = -(-lengths // max_length)
-    number = ranges(np.zeros_like(cuts), cuts)
-    session = np.repeat(session, cuts)
-    start = offsets[session] + number * max_length
-    stop = np.minimum(start + max_length, offsets[session + 1])
-
-    before_session = np.concatenate([[0], np.cumsum(cuts)])
-    piece_offsets = before_session[np.concatenate([[0], np.cumsum(kept)])]
-    first_of_user = np.zeros(len(session), bool)
-    first_of_user[piece_offsets[:-1]] = True
-    return _Pieces(session, start, stop, first_of_user, piece_offsets)
-
-
-def _fewest_sessions_first(counts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """Assign users, in order, to the lane with the fewest sessions (the lowest one of equals)."""
-    heap = [(0, lane) for lane in range(lanes)]
-    chosen = np.empty(len(counts), np.int64)
-    for user, count in enumerate(counts.tolist()):
-        held, lane = heap[0]
-        chosen[user] = lane
-        heapq.heapreplace(heap, (held + count, lane))
-    return chosen
+    item_rows = np.empty(rows + extra, np.int32)
+    interactions = np.empty(rows, np.int64)
+    timestamps = np.empty(rows, np.int64)
+    gaps = np.empty(rows, np.int64)
+    is_target = np.empty(rows, np.bool_)
+    target_places = np.empty(targets, np.int64)
+    inputs = np.empty(rows - pieces, np.int64)
+    member_rows = np.empty(members, np.int64)
+    member_lengths = np.empty(closing, np.int64)
+    at = target = member = close = 0
+    at_extra = rows
+    for k in range(pieces):
+        piece = chosen[k]
+        first = session_offsets[session[k]]
+        start, stop = start_of[piece], stop_of[piece]
+        begin = stop - lengths[k]
+        if closes[k]:
+            # Rows of a whole session are its own members; only a cut one must bring more.
+            for i in range(first, begin):
+                item_rows[at_extra] = all_rows[i]
+                member_rows[member] = at_extra
+                at_extra += 1
+                member += 1
+            for i in range(begin, stop):
+                member_rows[member] = at + i - begin
+                member += 1
+            member_lengths[close] = stop - first
+            close += 1
+        for i in range(begin, stop):
+            item_rows[at] = all_rows[i]
+            interactions[at] = i
+            timestamps[at] = all_times[i]
+            gaps[at] = all_times[i] - all_times[i - 1] if i > first else 0
+            is_target[at] = i >= start
+            if i >= start:
+                target_places[target] = at
+                target += 1
+            if i < stop - 1:
+                inputs[at - k] = at
+            at += 1
+    return (
+        session,
+        reset,
+        closes,
+        lengths,
+        item_rows,
+        interactions,
+        timestamps,
+        gaps,
+        session_gaps,
+        is_target,
+        target_places,
+        inputs,
+        member_rows,
+        member_lengths,
+    )

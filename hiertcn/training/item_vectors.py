@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiertcn.errors import InputError
+from hiertcn.items.gathering import gather_sessions
 from hiertcn.items.table import ItemTable, TableDtype
+from hiertcn.sessions.batches import SessionBatch
 
 ITEM_TABLE_FOLDER: Final = "item_table"
 OUTPUT_TABLE_FOLDER: Final = "output_table"
@@ -61,6 +63,23 @@ class ItemVectors(nn.Module):
         """
         raise NotImplementedError
 
+    def gather_sessions(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """Return the vectors of a batch's items, and the means of the sessions that close.
+
+        Returns:
+            float32 ``[n + extra, dim]``, and ``[pieces, dim]`` with zeros where none closes.
+        """
+        vectors = self.gather(batch.item_rows)
+
+        def tensor(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(vectors.device)
+
+        owner = np.repeat(np.flatnonzero(batch.closes), batch.member_lengths)
+        share = np.repeat(1.0 / batch.member_lengths, batch.member_lengths).astype(np.float32)
+        members = vectors.index_select(0, tensor(batch.member_rows)) * tensor(share).unsqueeze(1)
+        means = vectors.new_zeros(len(batch.lengths), self.dim)
+        return vectors, means.index_add(0, tensor(owner), members)
+
     def all(self) -> Tensor:
         """Return float32 ``[items, dim]`` on the device."""
         raise NotImplementedError
@@ -87,6 +106,26 @@ class FrozenVectors(ItemVectors):
         if isinstance(rows, Tensor):
             rows = rows.cpu().numpy()
         return torch.from_numpy(self.table.gather(rows)).to(self.device)
+
+    def gather_sessions(self, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """See :meth:`ItemVectors.gather_sessions`; one pass over the table's rows."""
+        vectors = np.empty((len(batch.item_rows), self.dim), np.float32)
+        means = np.zeros((len(batch.lengths), self.dim), np.float32)
+        bad = gather_sessions(
+            self.table.vectors,
+            batch.item_rows,
+            batch.lengths,
+            batch.closes,
+            batch.member_lengths,
+            vectors,
+            means,
+        )
+        if bad >= 0:
+            # A store never has negative rows; the table names one that lies past it.
+            self.table.gather(batch.item_rows[bad])
+        if self.device.type == "cpu":
+            return torch.from_numpy(vectors), torch.from_numpy(means)
+        return torch.from_numpy(vectors).to(self.device), torch.from_numpy(means).to(self.device)
 
     def all(self) -> Tensor:
         """Return all vectors; they stay in memory, 4 bytes a number."""

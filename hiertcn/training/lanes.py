@@ -35,6 +35,9 @@ class LaneBatch:
             one slot are distinct.
         target_rows: ``[targets]`` int64, item rows of the targets.
         interactions: ``[targets]`` int64, their places in the session store.
+        gaps_us: ``[n]`` int64, time since the item before in the session; 0 for its first.
+        session_gaps_us: ``[pieces]`` int64, time from the user's session before to this one; -1 for
+            a user's first.
     """
 
     items: Tensor
@@ -49,45 +52,38 @@ class LaneBatch:
     slot_offsets: tuple[int, ...]
     target_rows: Tensor
     interactions: NDArray[Any]
+    gaps_us: Tensor
+    session_gaps_us: Tensor
 
 
 def to_tensors(
     batch: SessionBatch, table: ItemTable | ItemVectors, device: torch.device | str = "cpu"
 ) -> LaneBatch:
     """Gather the batch's embeddings and index arrays onto ``device``."""
-    vectors = as_vectors(table, device).gather(batch.item_rows)
     n = len(batch.is_target)
-    last = np.zeros(n, bool)
-    last[np.cumsum(batch.lengths) - 1] = True
-    targets = np.flatnonzero(batch.is_target)
-    item_rows = batch.item_rows.astype(np.int64)
+    vectors, means = as_vectors(table, device).gather_sessions(batch)
+    item_rows = batch.item_rows[:n].astype(np.int64)
+
+    device = torch.device(device)
+    on_cpu = device.type == "cpu"
 
     def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        # A dozen calls of to() take longer than the rest of a small batch.
+        return torch.from_numpy(array) if on_cpu else torch.from_numpy(array).to(device)
 
     return LaneBatch(
         items=vectors[:n],
-        item_rows=tensor(item_rows[:n]),
+        item_rows=tensor(item_rows),
         lengths=tensor(batch.lengths),
-        inputs=tensor(np.flatnonzero(~last)),
-        targets=tensor(targets),
-        session_means=_session_means(batch, vectors),
+        inputs=tensor(batch.inputs),
+        targets=tensor(batch.targets),
+        session_means=means,
         lanes=tensor(batch.lane),
         reset=tensor(batch.reset),
         closes=tensor(batch.closes),
         slot_offsets=tuple(batch.slot_offsets.tolist()),
-        target_rows=tensor(item_rows[targets]),
-        interactions=batch.interactions[targets],
+        target_rows=tensor(item_rows[batch.targets]),
+        interactions=batch.interactions[batch.targets],
+        gaps_us=tensor(batch.gaps_us),
+        session_gaps_us=tensor(batch.session_gaps_us),
     )
-
-
-def _session_means(batch: SessionBatch, vectors: Tensor) -> Tensor:
-    def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(vectors.device)
-
-    closing = np.flatnonzero(batch.closes)
-    owner = tensor(np.repeat(closing, batch.member_lengths))
-    share = tensor(np.repeat(np.float32(1.0) / batch.member_lengths, batch.member_lengths))
-    members = vectors.index_select(0, tensor(batch.member_rows)) * share.float().unsqueeze(1)
-    means = vectors.new_zeros(len(batch.lengths), vectors.shape[1])
-    return means.index_add(0, owner, members)

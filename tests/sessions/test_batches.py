@@ -102,6 +102,18 @@ def test_laws_of_the_generator(users, lanes, per_step, max_length, context, days
                 assert members.tolist() == list(range(start, stop))
                 closed.append(session)
             targets.extend(predicted.tolist())
+        is_last = np.zeros(ends[-1], bool)
+        is_last[ends - 1] = True
+        assert (batch.inputs == np.flatnonzero(~is_last)).all()
+        assert (batch.targets == np.flatnonzero(batch.is_target)).all()
+        first_of_session = np.isin(batch.interactions, store.session_offsets)
+        before = store.timestamps_us[np.maximum(batch.interactions - 1, 0)]
+        gaps = np.where(first_of_session, 0, batch.timestamps_us - before)
+        assert (batch.gaps_us == gaps).all()
+        start = store.session_offsets[batch.session]
+        pause = store.timestamps_us[start] - store.timestamps_us[np.maximum(start - 1, 0)]
+        is_first = np.isin(batch.session, store.user_offsets)
+        assert (batch.session_gaps_us == np.where(is_first, -1, pause)).all()
         assert (batch.item_rows[: ends[-1]] == batch.interactions).all()
         assert (batch.timestamps_us == store.timestamps_us[batch.interactions]).all()
     limit = np.inf if days is None else days * DAY_US
@@ -139,6 +151,68 @@ def test_users_join_the_lane_with_the_fewest_sessions():
         lane = held.index(min(held))
         assert set(batch.lane[owner == user]) == {lane}
         held[lane] += len(users[user])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    users=logs,
+    lanes=st.integers(1, 6),
+    ranks=st.integers(1, 4),
+    per_step=st.integers(1, 3),
+    max_length=st.integers(2, 10),
+)
+def test_ranks_share_what_one_process_sees_at_each_step(users, lanes, ranks, per_step, max_length):
+    store = store_of(users)
+    sizes = {
+        "lanes": lanes,
+        "sessions_per_step": per_step,
+        "max_length": max_length,
+        "context": 2,
+        "seed": 1,
+    }
+    if lanes < ranks:
+        with pytest.raises(InputError, match="at least one lane a rank"):
+            SessionBatches(store, **sizes, rank=0, world_size=ranks)
+        return
+    alone = SessionBatches(store, **sizes)
+    parts = [SessionBatches(store, **sizes, rank=rank, world_size=ranks) for rank in range(ranks)]
+    assert sum(part.own_lanes for part in parts) == lanes
+    assert {part.steps(2) for part in parts} == {alone.steps(2)}
+    assert {part.interactions for part in parts} == {alone.interactions}
+    for whole, *split in zip(alone.epoch(2), *(part.epoch(2) for part in parts), strict=True):
+        seen = []
+        first_lane = 0
+        for part, batch in zip(parts, split, strict=True):
+            assert (batch.lane < part.own_lanes).all() and batch.slot_offsets[-1] == len(batch.lane)
+            slot = np.searchsorted(batch.slot_offsets, np.arange(len(batch.lane)), side="right")
+            seen += zip(
+                slot,
+                batch.lane + first_lane,
+                batch.session,
+                batch.reset,
+                batch.lengths,
+                strict=True,
+            )
+            first_lane += part.own_lanes
+        slot = np.searchsorted(whole.slot_offsets, np.arange(len(whole.lane)), side="right")
+        expected = zip(slot, whole.lane, whole.session, whole.reset, whole.lengths, strict=True)
+        assert sorted(seen) == sorted(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(users=logs, lanes=st.integers(1, 5))
+def test_lanes_are_balanced_to_one_user(users, lanes):
+    batches = SessionBatches(store_of(users), lanes=lanes, sessions_per_step=1)
+    held = np.zeros(lanes, np.int64)
+    for batch in batches.epoch(0):
+        np.add.at(held, batch.lane, 1)
+    assert held.max() - held.min() <= max(len(user) for user in users)
+
+
+def test_a_rank_that_is_not_one_is_refused():
+    for rank in (-1, 2):
+        with pytest.raises(InputError, match="rank is"):
+            SessionBatches(store_of([[1]]), lanes=3, sessions_per_step=1, rank=rank, world_size=2)
 
 
 def test_epochs_differ():

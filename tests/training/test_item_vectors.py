@@ -6,6 +6,7 @@ import torch
 
 from hiertcn.errors import InputError
 from hiertcn.items.table import ItemTable
+from hiertcn.sessions.batches import SessionBatches
 from hiertcn.sessions.split import split_by_time
 from hiertcn.training import hiertcn as training
 from hiertcn.training.hiertcn import train_hiertcn
@@ -97,6 +98,30 @@ def test_gradients_of_a_repeated_row_add_up_and_unknown_rows_have_none():
         assert gradient.is_sparse == sparse
         expected = torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.0, 0.0], [1.0, 1.0]])
         torch.testing.assert_close(gradient.to_dense() if sparse else gradient, expected)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "fine-tuned"])
+def test_a_batchs_vectors_and_means_are_the_tables(log, tmp_path, kind):
+    store, table, _ = log
+    if kind != "fine-tuned":
+        table = ItemTable.write(tmp_path / "table", table.vectors, kind)
+    vectors = start_vectors("frozen" if kind != "fine-tuned" else kind, table, CPU, seed=0)
+    batches = SessionBatches(store, lanes=3, sessions_per_step=2, max_length=3, context=1)
+    for batch in batches.epoch(0):
+        found, means = (part.detach().numpy() for part in vectors.gather_sessions(batch))
+        np.testing.assert_array_equal(found, table.gather(batch.item_rows))
+        for piece, session in enumerate(batch.session):
+            whole = slice(store.session_offsets[session], store.session_offsets[session + 1])
+            expected = table.gather(store.item_rows[whole]).mean(0) * batch.closes[piece]
+            np.testing.assert_allclose(means[piece], expected, atol=1e-6)
+
+
+def test_a_batch_of_unknown_items_is_refused(log, tmp_path):
+    store, table, _ = log
+    shorter = ItemTable.write(tmp_path / "table", table.vectors[:5])
+    batch = next(SessionBatches(store, lanes=3, sessions_per_step=2).epoch(0))
+    with pytest.raises(InputError, match="past the item table"):
+        FrozenVectors(shorter).gather_sessions(batch)
 
 
 @pytest.mark.parametrize("kind", ["fine-tuned", "learned", "one-hot"])
