@@ -188,6 +188,11 @@ class NeighborIndex:
             index.nprobe = header["probes"]
         return cls(directory, table, header, index, threads)
 
+    @property
+    def vectors(self) -> NDArray[np.float32] | None:
+        """All vectors, float32 ``[items, dim]``, where search is exact; None above."""
+        return self._vectors
+
     def search(
         self, queries: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

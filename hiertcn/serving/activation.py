@@ -22,6 +22,7 @@ from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.fold import JournalBound
 from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.triton_models import TritonModels
 
@@ -44,6 +45,7 @@ class Activation:
         inference: asks Triton whether they are there.
         models: warms them.
         metrics: where activations are counted.
+        recent: the interactions recorded here, which live counts go on with.
         journal_entries: longest journal of a user.
     """
 
@@ -54,6 +56,7 @@ class Activation:
         inference: TritonInference,
         models: ModelBatcher,
         metrics: Metrics,
+        recent: RecentInteractions,
         *,
         journal_entries: int,
     ) -> None:
@@ -62,6 +65,7 @@ class Activation:
         self._inference = inference
         self._models = models
         self._metrics = metrics
+        self._recent = recent
         self._journal_entries = journal_entries
         self._serving: tuple[ServingRelease, JournalBound] | None = None
         self._before: ServingRelease | None = None
@@ -164,7 +168,7 @@ class Activation:
         try:
             await self._blocking(self._repository.verify, number)
             await self._load(number)
-            release = await self._blocking(ServingRelease, self._repository, number)
+            release = await self._blocking(ServingRelease, self._repository, number, self._recent)
             await self._blocking(release.warm)
             await self._models.warm(release)
             if flip:

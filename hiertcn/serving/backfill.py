@@ -8,7 +8,8 @@ straight into the snapshot's memory-mapped files.
 
 A session is closed if its last interaction is at or before ``watermark - gap``; only a user's last
 session can be open. All earlier ones are closed by the session that follows them. The snapshot
-keeps each user's last ``HISTORY`` interactions, more only where the open session is longer.
+keeps each user's last ``HISTORY`` interactions, more only where the open session is longer. Beside
+it lie the live counts of the last six hours (``live_windows.py``).
 """
 
 import logging
@@ -24,6 +25,7 @@ from hiertcn.errors import InputError
 from hiertcn.export.session import open_session
 from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.items.table import ItemTable
+from hiertcn.serving.live_windows import MinuteCounts
 from hiertcn.serving.snapshot import NEVER_US, SnapshotArrays, new_snapshot
 from hiertcn.sessions.memory import HISTORY
 from hiertcn.sessions.store import SessionStore, ranges
@@ -101,6 +103,7 @@ def backfill_states(
     ):
         snapshot.folded_until_us[:] = sessions.last_closed_us(store)
         _copy_histories(store, history_starts, history_offsets, snapshot)
+        MinuteCounts.of(store).save(snapshot.directory / "live_counts")
         for first in range(0, store.meta.users, batch):
             users = order[first : first + batch]
             block, counts = np.tile(start_state, (len(users), 1, 1)), sessions.closed_counts[users]

@@ -23,6 +23,7 @@ from hiertcn.serving.event_log import LoggedDeletion, LoggedInteraction
 from hiertcn.serving.fold import Outcome, Sessions
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.ranking import (
+    SMALL_CATALOGUE,
     Ranked,
     rank_candidates,
     rank_candidates_by_popularity,
@@ -30,11 +31,13 @@ from hiertcn.serving.ranking import (
     rank_catalogue_by_popularity,
 )
 from hiertcn.serving.record import UserRecord, user_key
+from hiertcn.serving.scoring_terms import RequestTerms, one_history
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.store import RecordStore
 from hiertcn.serving.writer import RecordWriter
 
-_SEARCH_ON_LOOP_ITEMS: Final = 20_000
+_MOST_LIVE: Final = 1000
+"""Items of a large catalogue that are considered only because they are live."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,15 @@ class UserView:
 
     release: ServingRelease
     record: UserRecord
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What ranks: a vector ``u [dim]`` and the scoring terms, or live popularity without ``u``."""
+
+    u: NDArray[np.float32] | None
+    terms: RequestTerms | None = None
+    is_fallback: bool = False
 
 
 class Engine:
@@ -104,8 +116,8 @@ class Engine:
         """Rank ``candidates``, or the catalogue if None, for the user at ``timestamp_us``.
 
         Items that the release does not know are reported and skipped. If the models do not
-        answer in time, the user's newest session's mean item ranks instead, or popularity for a
-        user without one, and ``fallback`` says so.
+        answer in time, the user's newest session's mean item ranks instead, or for a user without
+        one what is live and popular, and ``fallback`` says so.
         """
         with self._current().held() as release:
             excluded_rows = release.item_rows(exclude)
@@ -122,22 +134,22 @@ class Engine:
                 unknown = missing + unknown
                 if not ids:
                     return self._reply(release, [], _EMPTY, unknown, fallback=False)
-            query, fallback = await self._query(user_id, release, timestamp_us)
+            query = await self._query(user_id, release, timestamp_us)
             if rows is not None:
                 ranked = (
-                    rank_candidates(release, query, rows, k)
-                    if query is not None
-                    else rank_candidates_by_popularity(release, rows, k)
+                    rank_candidates_by_popularity(release, rows, k, timestamp_us)
+                    if query.u is None
+                    else rank_candidates(release, query.u, rows, k, query.terms)
                 )
                 item_ids = [ids[place] for place in ranked.places.tolist()]
             else:
                 ranked = (
-                    await self._search(release, query, excluded_rows, k)
-                    if query is not None
-                    else rank_catalogue_by_popularity(release, excluded_rows, k)
+                    rank_catalogue_by_popularity(release, excluded_rows, k, timestamp_us)
+                    if query.u is None
+                    else await self._search(release, query.u, excluded_rows, k, query.terms)
                 )
                 item_ids = release.items.ids(ranked.places) if len(ranked.places) else []
-            return self._reply(release, item_ids, ranked, unknown, fallback=fallback)
+            return self._reply(release, item_ids, ranked, unknown, fallback=query.is_fallback)
 
     async def record(self, interactions: Sequence[LoggedInteraction]) -> Recorded:
         """Log and apply the interactions; return once they are durable.
@@ -196,10 +208,7 @@ class Engine:
         """End the search thread."""
         self._searcher.shutdown(wait=False)
 
-    async def _query(
-        self, user_id: str, release: ServingRelease, timestamp_us: int
-    ) -> tuple[NDArray[np.float32] | None, bool]:
-        """The user's query vector ``[dim]`` and whether it is a fallback; None: popularity."""
+    async def _query(self, user_id: str, release: ServingRelease, timestamp_us: int) -> "_Query":
         key = user_key(user_id)
         stored = self._store.get(key)
         record = self._under(release, stored, user_id)
@@ -210,16 +219,24 @@ class Engine:
                 record = await self._fold(key, base, record, cut, release)
             elif stored is not None and record is not stored:
                 self._writer.keep_fold(key, base, record)
-            return await self._models.user_embedding(
-                release, cut.open_rows, record.state[-1]
-            ), False
+            u = await self._models.user_embedding(release, cut.open_rows, record.state[-1])
         except ServingError:
             known_rows = fold.last_known_rows(record, cut)
             if len(known_rows):
                 self._metrics.fallbacks.labels("session").inc()
-                return _mean(release, known_rows), True
+                return _Query(_mean(release, known_rows), is_fallback=True)
             self._metrics.fallbacks.labels("popularity").inc()
-            return None, True
+            return _Query(None, is_fallback=True)
+        if release.terms is None:
+            return _Query(u)
+        history_rows, history_times_us = fold.history(record)
+        histories = one_history(
+            history_rows,
+            history_times_us,
+            running=len(cut.open_rows),
+            gap_us=release.gap_us,
+        )
+        return _Query(u, release.terms.at(u, histories, release.live.at(timestamp_us)))
 
     async def _fold(
         self,
@@ -254,11 +271,15 @@ class Engine:
         query: NDArray[np.float32],
         excluded: NDArray[np.int64],
         k: int,
+        terms: RequestTerms | None,
     ) -> Ranked:
-        if len(release.items) <= _SEARCH_ON_LOOP_ITEMS:
-            return rank_catalogue(release, query, excluded, k)
+        is_small = len(release.items) <= SMALL_CATALOGUE
+        # The terms share scratch memory, so their part never leaves this thread.
+        support = terms.support(None if is_small else _MOST_LIVE) if terms is not None else None
+        if is_small:
+            return rank_catalogue(release, query, excluded, k, support)
         return await asyncio.get_running_loop().run_in_executor(
-            self._searcher, rank_catalogue, release, query, excluded, k
+            self._searcher, rank_catalogue, release, query, excluded, k, support
         )
 
     def _reply(

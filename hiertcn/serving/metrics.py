@@ -1,5 +1,6 @@
 """The sidecar's Prometheus metrics, in a registry of their own so that tests can run several."""
 
+from collections.abc import Callable
 from threading import Thread
 from typing import Final
 from wsgiref.simple_server import WSGIServer
@@ -7,6 +8,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from hiertcn.errors import InputError
+from hiertcn.serving.live_windows import LiveWindows
 
 _SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
@@ -104,6 +106,21 @@ class Metrics:
         self.log_bytes = Gauge(
             "hiertcn_log_bytes", "Bytes in the event log's open segment.", registry=self.registry
         )
+        self.live_interactions = Gauge(
+            "hiertcn_live_interactions",
+            "Interactions in the six hours before the minute last ranked for.",
+            registry=self.registry,
+        )
+        self.live_newest = Gauge(
+            "hiertcn_live_newest_timestamp_seconds",
+            "Minute of the newest interaction that live counts have seen, since the epoch.",
+            registry=self.registry,
+        )
+
+    def watch_live(self, current: Callable[[], LiveWindows]) -> None:
+        """Read size and newest minute of the serving release's live windows when asked."""
+        self.live_interactions.set_function(lambda: current().interactions)
+        self.live_newest.set_function(lambda: current().newest_us / 1e6)
 
     def serve(self, host: str, port: int) -> "MetricsServer":
         """Answer ``GET /metrics`` on a thread of its own; port 0 takes any free one.

@@ -17,6 +17,9 @@ from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
+from hiertcn.serving.recent_interactions import RecentInteractions
+from hiertcn.serving.scoring_terms import ScoringTerms
 from hiertcn.serving.snapshot import StateSnapshot, UserSnapshot
 
 _POPULAR_ROWS: Final = 12_000
@@ -35,13 +38,25 @@ class ServingRelease:
         start_state: float32 ``[layers, hidden]``.
         popularity: float32 ``[items]``.
         popular_rows: int64, rows by falling popularity, at most 12,000.
+        terms: the memory and freshness terms, None where the model has none.
+        live: how often items were interacted with in the last minutes.
         gap_us: idle time that closes a session.
         watermark_us: event time up to which the snapshot has seen the log.
         in_flight: requests that hold the release.
     """
 
-    def __init__(self, repository: ReleaseRepository, number: int) -> None:
+    def __init__(
+        self,
+        repository: ReleaseRepository,
+        number: int,
+        recent: RecentInteractions | None = None,
+    ) -> None:
         """Map the release's parts.
+
+        Args:
+            repository: where the release is.
+            number: which one.
+            recent: the interactions recorded here, which the live counts go on with.
 
         Raises:
             ReleaseError: a part is missing, unreadable, or its shape contradicts another's.
@@ -60,6 +75,11 @@ class ServingRelease:
             self.popularity: NDArray[np.float32] = np.load(
                 path / "popularity.npy", allow_pickle=False
             )
+            self.terms = ScoringTerms.open(
+                path / "model", dim=self.table.dim, items=len(self.items)
+            )
+            counted = path / "user_states" / "live_counts"
+            before = MinuteCounts.open(counted) if counted.is_dir() else None
         except ReleaseError:
             raise
         except (InputError, OSError, ValueError) as error:
@@ -70,6 +90,17 @@ class ServingRelease:
         self._check_shapes(settings.get("dim"))
         count = min(_POPULAR_ROWS, len(self.popularity))
         self.popular_rows: NDArray[np.int64] = np.argsort(-self.popularity, kind="stable")[:count]
+        # Below 1, so that it orders only items that are equally live.
+        self._popularity_share: NDArray[np.float32] = self.popularity / np.float32(
+            1.0 + self.popularity.max(initial=0.0)
+        )
+        self.live = LiveWindows(
+            len(self.items),
+            self.item_rows,
+            self.watermark_us,
+            recent or RecentInteractions(),
+            before,
+        )
 
     @property
     def dim(self) -> int:
@@ -91,6 +122,15 @@ class ServingRelease:
             return np.empty(0, np.int64)
         return self.items.rows(item_ids)
 
+    def liveness(self, rows: NDArray[np.int64], timestamp_us: int) -> NDArray[np.float32]:
+        """What items rank by without a user: live interactions, then popularity; float32 ``[n]``.
+
+        An interaction counts once for each of the three windows that holds it, so newer ones weigh
+        more; among equally live items the more popular one is ahead.
+        """
+        live: NDArray[np.float32] = self.live.at(timestamp_us).counts[:, rows].sum(axis=0)
+        return live + self._popularity_share[rows]
+
     def user_snapshot(self, user_id: str) -> UserSnapshot | None:
         """What the snapshot knows of the user, None for an unknown user."""
         return self.snapshot.lookup(user_id)
@@ -101,6 +141,9 @@ class ServingRelease:
         rows = self.item_rows([*first, ""])
         self.user_snapshot("")
         self.neighbors.search(self.table.gather(rows[:1]), 1)
+        live = self.live.at(self.watermark_us)
+        if self.terms is not None:
+            self.terms.warm(live)
 
     def _check_shapes(self, dim: int | None) -> None:
         layers, hidden = self.start_state.shape if self.start_state.ndim == 2 else (0, 0)

@@ -26,6 +26,7 @@ from hiertcn.serving.event_log import EventLog
 from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.servicers import (
     RECOMMENDER,
     RELEASES,
@@ -35,6 +36,7 @@ from hiertcn.serving.servicers import (
 )
 from hiertcn.serving.store import RecordStore
 from hiertcn.serving.triton_models import TritonModels
+from hiertcn.serving.validation import wall_clock_us
 from hiertcn.serving.writer import RecordWriter
 
 _log = logging.getLogger(__name__)
@@ -128,12 +130,14 @@ class Sidecar:
             max_delay_s=options.batch_delay_s,
             deadline_s=options.model_deadline_s,
         )
+        recent = RecentInteractions()
         activation = Activation(
             repository,
             control,
             inference,
             models,
             self.metrics,
+            recent,
             journal_entries=options.journal_entries,
         )
         self._parts.callback(activation.close)
@@ -145,11 +149,16 @@ class Sidecar:
             store,
             activation.current_with_bound,
             options.state_dir / "events",
+            recent,
             self.metrics,
         )
+        release, bound = activation.current_with_bound()
+        await asyncio.to_thread(recent.fill, log, store.applied, bound.oldest_watermark_us)
         replayed = await asyncio.to_thread(writer.replay)
         if replayed:
             _log.info("applied %d logged entries that the store lacked", replayed)
+        await asyncio.to_thread(release.live.at, wall_clock_us())
+        self.metrics.watch_live(lambda: activation.current.live)
         writer.start()
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
 

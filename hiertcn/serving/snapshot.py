@@ -58,8 +58,12 @@ class UserSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotArrays:
-    """A new snapshot's arrays while it is written, shapes as in :class:`StateSnapshot`."""
+    """A new snapshot's arrays while it is written, shapes as in :class:`StateSnapshot`.
 
+    ``directory`` is the folder being written; what else is put there becomes part of the snapshot.
+    """
+
+    directory: Path
     states: NDArray[Any]
     folded_until_us: NDArray[np.int64]
     history_item_rows: NDArray[np.int32]
@@ -266,6 +270,7 @@ def new_snapshot(
         }
         arrays["history_offsets"][:] = history_offsets
         yield SnapshotArrays(
+            directory=aside,
             states=arrays["states"],
             folded_until_us=arrays["folded_until_us"],
             history_item_rows=arrays["history_item_rows"],

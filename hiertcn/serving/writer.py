@@ -31,6 +31,7 @@ from hiertcn.serving.event_export import export_parquet
 from hiertcn.serving.event_log import Entry, EventLog, LoggedDeletion, LoggedInteraction, Position
 from hiertcn.serving.fold import UNKNOWN_ROW, JournalBound, Outcome, rebuilt, recorded
 from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.record import NEVER_US, UserRecord, new_record, user_key
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.store import RecordStore
@@ -73,6 +74,7 @@ class RecordWriter:
         store: the user records.
         current: gives the release that serves, and what journals may keep.
         events: folder that sealed segments are rolled into.
+        recent: what live counts are fed by.
         metrics: where groups are counted.
     """
 
@@ -82,12 +84,14 @@ class RecordWriter:
         store: RecordStore,
         current: Callable[[], tuple[ServingRelease, JournalBound]],
         events: Path,
+        recent: RecentInteractions,
         metrics: Metrics,
     ) -> None:
         self._event_log = log
         self._store = store
         self._current = current
         self._events = events
+        self._recent = recent
         self._metrics = metrics
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._behind = False
@@ -228,6 +232,7 @@ class RecordWriter:
         interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
         rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
         changed: dict[bytes, UserRecord] = {}
+        accepted: list[tuple[str, int]] = []
         applied = []
         for entry in entries:
             if isinstance(entry, LoggedDeletion):
@@ -251,7 +256,10 @@ class RecordWriter:
                 bound=bound,
             )
             applied.append(Applied(outcome, row != UNKNOWN_ROW))
+            if outcome is not Outcome.DUPLICATE:
+                accepted.append((entry.item_id, entry.timestamp_us))
         self._store.write(changed, position)
+        self._recent.add(accepted)
         return applied
 
     def _keep_folds(self, folds: list[_KeepFold]) -> None:

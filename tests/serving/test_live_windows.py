@@ -1,0 +1,176 @@
+"""Live windows count what a recount of the whole stream would, whatever arrives when."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiertcn.errors import InputError
+from hiertcn.serving import live_windows, recent_interactions
+from hiertcn.serving.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
+from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
+from hiertcn.serving.recent_interactions import RecentInteractions
+from hiertcn.serving.record import user_key
+
+MINUTE_US = 60_000_000
+NOW = 29_000_000  # a minute since the epoch, in 2025
+ITEMS = 6
+WATERMARK_US = NOW * MINUTE_US - 7_000_000
+
+
+def item_rows(item_ids):
+    return np.array([int(item) if item.isdecimal() else -1 for item in item_ids], np.int64)
+
+
+def windows(recent, before=None):
+    return LiveWindows(ITEMS, item_rows, WATERMARK_US, recent, before)
+
+
+def reference(interactions, timestamp_us):
+    """Count everything anew, as the definition says."""
+    counts = np.zeros((3, ITEMS), np.float32)
+    minute = timestamp_us // MINUTE_US
+    for item, time_us in interactions:
+        for window, length in enumerate((15, 60, 360)):
+            if minute - length <= time_us // MINUTE_US < minute and item.isdecimal():
+                counts[window, int(item)] += 1
+    return counts
+
+
+items = st.sampled_from(["0", "1", "2", "3", "4", "5", "unheard of"])
+near = st.integers(-3_000_000, 460 * MINUTE_US).map(lambda us: WATERMARK_US + us)
+far = st.sampled_from([NOW * MINUTE_US + 86_400_000_000, NOW * MINUTE_US + 10**15, 5])
+steps = st.lists(
+    st.tuples(st.lists(st.tuples(items, near | far), max_size=6), near | far), max_size=12
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps, st.integers(1, 7))
+def test_windows_equal_a_recount_after_every_arrival(found, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_interactions, "_CHUNK", chunk)
+        patch.setattr(live_windows, "_PIECES", 3)
+        recent = RecentInteractions()
+        live, counted = windows(recent), []
+        for arrived, asked_us in found:
+            recent.add(arrived)
+            counted += [one for one in arrived if one[1] > WATERMARK_US]
+            view = live.at(asked_us)
+            np.testing.assert_array_equal(view.counts, reference(counted, asked_us))
+            assert view.rows.tolist() == np.flatnonzero(view.counts[2]).tolist()
+        afresh = windows(recent)
+        for _, asked_us in found:
+            np.testing.assert_array_equal(live.at(asked_us).counts, afresh.at(asked_us).counts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(items, near), max_size=30), st.data())
+def test_the_releases_own_counts_and_what_came_after_add_up(found, data):
+    """Wherever the watermark cuts a log, also inside a minute."""
+    found = sorted(((item, us) for item, us in found if item.isdecimal()), key=lambda one: one[1])
+    cut = data.draw(st.integers(0, len(found)))
+    watermark_us = found[cut - 1][1] if cut else WATERMARK_US - 4_000_000
+    own = [one for one in found if one[1] <= watermark_us]
+    before = MinuteCounts(
+        minutes=np.array([us // MINUTE_US for _, us in own], np.int64),
+        item_rows=np.array([int(item) for item, _ in own], np.int32),
+        counts=np.ones(len(own), np.int32),
+        watermark_us=watermark_us,
+    )
+    recent = RecentInteractions()
+    # A sidecar has recorded all of them; the release has seen the first ones in training.
+    recent.add(found)
+    live = LiveWindows(ITEMS, item_rows, watermark_us, recent, before)
+    for asked_us in (WATERMARK_US, WATERMARK_US + 200 * MINUTE_US, WATERMARK_US + 400 * MINUTE_US):
+        np.testing.assert_array_equal(live.at(asked_us).counts, reference(found, asked_us))
+
+
+def test_far_off_times_wipe_nothing(monkeypatch):
+    """A day of minutes ahead, the most that is let in, leaves six hours before the clock."""
+    recent = RecentInteractions()
+    now_us = (NOW + 400) * MINUTE_US
+    real = [("1", now_us - back * MINUTE_US) for back in range(1, 361)]
+    recent.add(real)
+    live = windows(recent)
+    recent.add([("2", now_us + ahead * MINUTE_US) for ahead in range(1440)])
+    recent.add([("3", year * 10**13) for year in range(170)])
+    assert live.at(5).counts.sum() == 0
+    assert live.at(10**17).counts.sum() == 0
+    assert live.at(now_us).counts[:, 1].tolist() == [15, 60, 360]
+    assert live.at(now_us).counts[:, 2].sum() == 0
+
+
+def test_what_is_dropped_leaves_the_windows_that_counted_it(monkeypatch):
+    monkeypatch.setattr(live_windows, "_MAX_MINUTES", 3)
+    recent = RecentInteractions()
+    live = windows(recent)
+    for minute in range(1, 9):
+        recent.add([("1", (NOW + minute) * MINUTE_US)])
+        found = live.at((NOW + minute + 1) * MINUTE_US)
+        assert found.counts[:, 1].tolist() == [min(minute, 3)] * 3
+    assert live.at((NOW + 500) * MINUTE_US).counts.sum() == 0
+
+
+def test_the_oldest_arrivals_make_room(monkeypatch):
+    monkeypatch.setattr(recent_interactions, "_CHUNK", 4)
+    recent = RecentInteractions(most=8)
+    for n in range(100):
+        recent.add([(str(n), n)])
+    found, end = recent.since(0)
+    assert end == 100
+    ids = [ids[code] for ids, codes, _ in found for code in codes.tolist()]
+    assert ids == [str(n) for n in range(100 - len(ids), 100)]
+    assert 8 <= len(ids) <= 12
+    late, _ = recent.since(99)
+    assert [one.item_ids for one in late] == [["99"]]
+
+
+def test_a_restart_reads_the_log_once_each(tmp_path):
+    def one(user, item, us, key=0):
+        return LoggedInteraction(user, item, us, us, key, "")
+
+    log = EventLog.open(tmp_path / "log")
+    entries = [
+        one("a", "1", WATERMARK_US + 1),
+        one("a", "1", WATERMARK_US + 1),
+        one("a", "2", WATERMARK_US + 2, key=7),
+        one("a", "3", WATERMARK_US + 3, key=7),
+        one("b", "2", WATERMARK_US + 2, key=7),
+        one("b", "4", WATERMARK_US),
+        LoggedDeletion(user_key("a"), WATERMARK_US + 9),
+        one("a", "1", WATERMARK_US + 1),
+    ]
+    applied = log.append(entries)
+    log.append([one("c", "5", WATERMARK_US + 5)])
+    recent = RecentInteractions()
+    recent.fill(log, applied, WATERMARK_US)
+    log.close()
+    ((ids, codes, times),), end = recent.since(0)
+    assert [ids[code] for code in codes.tolist()] == ["1", "2", "2", "1"]
+    assert (times - WATERMARK_US).tolist() == [1, 2, 2, 1]
+    assert end == 4
+    nothing = RecentInteractions()
+    nothing.fill(EventLog.open(tmp_path / "other"), BEGINNING, 0)
+    assert nothing.since(0) == ([], 0)
+
+
+def test_live_counts_survive_the_disk_and_damage_is_named(tmp_path):
+    counts = MinuteCounts(
+        minutes=np.array([3, 4]),
+        item_rows=np.array([1, 0], np.int32),
+        counts=np.array([2, 5], np.int32),
+        watermark_us=77,
+    )
+    counts.save(tmp_path / "live_counts")
+    found = MinuteCounts.open(tmp_path / "live_counts")
+    for one, other in itertools.zip_longest(
+        dataclasses.astuple(counts), dataclasses.astuple(found)
+    ):
+        np.testing.assert_array_equal(one, other)
+    np.save(tmp_path / "live_counts" / "counts.npy", np.zeros(3))
+    with pytest.raises(InputError, match="live_counts"):
+        MinuteCounts.open(tmp_path / "live_counts")
