@@ -4,7 +4,9 @@
 
 Each method's hyper-parameters are chosen by MRR on a fixed sample of the validation requests, one
 at a time in the order listed, every value of its small grid, in two sweeps; the mask (last item, or
-``xs``, the whole running session) is one of them. Then it is fitted once on training and validation
+``xs``, the whole running session) is one of them, and a method with a reminder starts from the
+choice of the one without. What was chosen is kept in ``chosen.json`` and not chosen again. Then the
+method is fitted once on training and validation
 and ranks every test request. ``RESULTS/<case>/`` gets ``rows.json`` and each method's ranks, int64
 ``[requests]`` in the case's order, so that other methods can be compared over the same resamples;
 rows of methods that are not asked for stay.
@@ -52,11 +54,13 @@ _MASK: Final[dict[str, list[Any]]] = {"mask": ["session", "last-item"]}
 class Method:
     """A row of the table: how to build the ranker, and what to choose from.
 
-    The first value of each grid is where the search starts.
+    The search starts from the choice of ``base``, a method listed earlier, and from the first
+    value of each other grid.
     """
 
     build: Callable[[SessionStore, int, Values], CountingRanker]
     grid: Mapping[str, list[Any]]
+    base: str | None = None
 
 
 def main() -> None:
@@ -66,27 +70,36 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("counting_rows"))
     parser.add_argument("--case", action="append", choices=CASES, help="default: every case")
     parser.add_argument("--method", action="append", choices=METHODS, help="default: every method")
-    parser.add_argument("--sample", type=int, default=3000, help="validation requests to choose on")
+    parser.add_argument("--sample", type=int, default=2000, help="validation requests to choose on")
     arguments = parser.parse_args()
     for name in arguments.case or CASES:
+        output = arguments.output / name
+        output.mkdir(parents=True, exist_ok=True)
+        methods = arguments.method or list(METHODS)
         chosen = _choose(
-            load_case(arguments.data, name, "validation"),
-            arguments.method or list(METHODS),
-            arguments.sample,
+            load_case(arguments.data, name, "validation"), methods, arguments.sample, output
         )
-        _test(load_case(arguments.data, name, "test"), chosen, arguments.output / name)
+        chosen = {method: chosen[method] for method in methods}
+        _test(load_case(arguments.data, name, "test"), chosen, output)
 
 
-def _choose(case: ProtocolCase, methods: list[str], sample: int) -> dict[str, Values]:
+def _choose(case: ProtocolCase, methods: list[str], sample: int, output: Path) -> dict[str, Values]:
     requests = case.requests
     if len(requests) > sample:
         rng = np.random.default_rng(_SAMPLE_SEED)
         requests = requests.take(np.sort(rng.choice(len(requests), sample, replace=False)))
-    chosen = {}
-    for name in methods:
+    stored = output / "chosen.json"
+    chosen: dict[str, Values] = read_json(stored) if stored.exists() else {}
+    bases = [base for name in methods if (base := METHODS[name].base)]
+    for name in METHODS:
+        if name in chosen or name not in [*methods, *bases]:
+            continue
         began = time.monotonic()
-        values, mrr, tried = tune(METHODS[name], case, requests)
+        method = METHODS[name]
+        start = chosen[method.base] if method.base else {}
+        values, mrr, tried = tune(method, case, requests, start)
         chosen[name] = values
+        write_json(stored, chosen)
         print(
             f"{case.name}: {name} reaches MRR {mrr:.4f} on validation, {tried} settings in "
             f"{time.monotonic() - began:.0f} s: {values}",
@@ -95,7 +108,9 @@ def _choose(case: ProtocolCase, methods: list[str], sample: int) -> dict[str, Va
     return chosen
 
 
-def tune(method: Method, case: ProtocolCase, requests: Requests) -> tuple[Values, float, int]:
+def tune(
+    method: Method, case: ProtocolCase, requests: Requests, start: Values
+) -> tuple[Values, float, int]:
     """Return the values with the highest MRR, that MRR, and how many settings were tried."""
     seen: dict[str, float] = {}
 
@@ -107,7 +122,7 @@ def tune(method: Method, case: ProtocolCase, requests: Requests) -> tuple[Values
             seen[key] = float(np.where(ranks > case.items, 0.0, 1.0 / ranks).mean())
         return seen[key]
 
-    best = {field: values[0] for field, values in method.grid.items()}
+    best = {**{field: values[0] for field, values in method.grid.items()}, **start}
     for _ in range(_SWEEPS):
         before = dict(best)
         for field, values in method.grid.items():
@@ -121,7 +136,6 @@ def tune(method: Method, case: ProtocolCase, requests: Requests) -> tuple[Values
 
 
 def _test(case: ProtocolCase, chosen: dict[str, Values], output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     print(f"\n**{case.name}** ({len(case.requests):,} test events, {case.items:,} items)")
     print(
         "| method | ALL R@20 | ALL MRR | FIRST R@20 | FIRST MRR | LATER R@20 | LATER MRR | "
@@ -251,8 +265,8 @@ _ITEM_KNN: Final[dict[str, list[Any]]] = {
     "last": [10, 3, 5, 20],
 }
 _NEIGHBOURS: Final[dict[str, list[Any]]] = {
-    "k": [500, 100, 200, 1000, 2000],
-    "sample": [2000, 500, 1000, 5000],
+    "k": [500, 100, 200, 1000],
+    "sample": [2000, 500, 5000],
 }
 _EXTEND: Final[dict[str, list[Any]]] = {"extend": [10, 1, 3, 5, 20, 40]}
 _VSKNN: Final[dict[str, list[Any]]] = {
@@ -272,9 +286,10 @@ _STAN: Final[dict[str, list[Any]]] = {
     **_NEIGHBOURS,
 }
 _VSTAN: Final[dict[str, list[Any]]] = {
-    **_STAN,
-    "found_by": [1.02, 0.3, 0.5, 2.0, 5.0],
+    "found_by": [1.02, 0.3, 0.5, 2.0, 5.0, 20.0],
     "idf": [0.0, 0.2, 1.0, 5.0],
+    "closeness": _STAN["closeness"],
+    "position": _STAN["position"],
 }
 
 METHODS: Final[dict[str, Method]] = {
@@ -300,15 +315,15 @@ METHODS: Final[dict[str, Method]] = {
     "personal popularity": Method(lambda store, items, _: PersonalPopularity(store, items), _MASK),
     "Markov, first order": Method(lambda store, items, _: Markov(store, items), _MASK),
     "Markov, decayed": Method(_markov, _MARKOV),
-    "Markov, decayed + reminder": Method(_markov, {**_MARKOV, **_REMINDER}),
+    "Markov, decayed + reminder": Method(_markov, _REMINDER, "Markov, decayed"),
     "item-kNN": Method(_item_knn, _ITEM_KNN),
-    "item-kNN + reminder": Method(_item_knn, {**_ITEM_KNN, **_REMINDER}),
+    "item-kNN + reminder": Method(_item_knn, _REMINDER, "item-kNN"),
     "V-SKNN": Method(_vsknn, _VSKNN),
-    "V-SKNN ext + reminder": Method(_vsknn, {**_VSKNN, **_EXTEND, **_REMINDER}),
+    "V-SKNN ext + reminder": Method(_vsknn, {**_EXTEND, **_REMINDER}, "V-SKNN"),
     "STAN": Method(_stan, _STAN),
-    "STAN ext + reminder": Method(_stan, {**_STAN, **_EXTEND, **_REMINDER}),
-    "VSTAN": Method(_vstan, _VSTAN),
-    "VSTAN ext + reminder": Method(_vstan, {**_VSTAN, **_EXTEND, **_REMINDER}),
+    "STAN ext + reminder": Method(_stan, {**_EXTEND, **_REMINDER}, "STAN"),
+    "VSTAN": Method(_vstan, _VSTAN, "STAN"),
+    "VSTAN ext + reminder": Method(_vstan, {**_EXTEND, **_REMINDER}, "VSTAN"),
 }
 
 
