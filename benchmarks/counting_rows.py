@@ -5,8 +5,8 @@
 Each method's hyper-parameters are chosen by MRR on a fixed sample of the validation requests, one
 at a time in the order listed, every value of its small grid, in two sweeps; the mask (last item, or
 ``xs``, the whole running session) is one of them, and a method with a reminder starts from the
-choice of the one without. What was chosen is kept in ``chosen.json`` and not chosen again. Then the
-method is fitted once on training and validation
+choice of the one without. What was chosen is kept in ``chosen.json`` and not chosen again, nor is a
+row tested again while its choice stands. The method is fitted once on training and validation
 and ranks every test request. ``RESULTS/<case>/`` gets ``rows.json`` and each method's ranks, int64
 ``[requests]`` in the case's order, so that other methods can be compared over the same resamples;
 rows of methods that are not asked for stay.
@@ -145,26 +145,33 @@ def _test(case: ProtocolCase, chosen: dict[str, Values], output: Path) -> None:
     stored = output / "rows.json"
     rows: dict[str, Any] = read_json(stored)["rows"] if stored.exists() else {}
     for name, values in chosen.items():
-        ranker = METHODS[name].build(case.store, case.items, values)
-        began = time.monotonic()
-        ranker.fit(case.fit)
-        fitted = time.monotonic()
-        ranks = rank(ranker, case, cast(Mask, values["mask"]))
-        seconds = time.monotonic() - fitted
-        np.save(output / f"{_file_name(name)}.npy", ranks)
-        bounds = intervals({name: ranks}, case)
-        row = {
-            "values": values,
-            "metrics": metrics(ranks, case),
-            "mrr_intervals": {group: of_method[name] for group, of_method in bounds.items()},
-            "fit_seconds": fitted - began,
-            "rank_seconds": seconds,
-            "score_ms_alone": _score_ms(ranker, case, 1),
-            "score_ms_batched": _score_ms(ranker, case, 256),
-        }
-        rows[name] = row
-        print(_line(name, row), flush=True)
-        write_json(stored, {"case": case.name, "rows": rows})
+        ranks_file = output / f"{_file_name(name)}.npy"
+        if rows.get(name, {}).get("values") != values or not ranks_file.exists():
+            rows[name] = _row(METHODS[name], name, values, case, ranks_file)
+            write_json(stored, {"case": case.name, "rows": rows})
+        print(_line(name, rows[name]), flush=True)
+
+
+def _row(
+    method: Method, name: str, values: Values, case: ProtocolCase, ranks_file: Path
+) -> dict[str, Any]:
+    ranker = method.build(case.store, case.items, values)
+    began = time.monotonic()
+    ranker.fit(case.fit)
+    fitted = time.monotonic()
+    ranks = rank(ranker, case, cast(Mask, values["mask"]))
+    ranked = time.monotonic()
+    np.save(ranks_file, ranks)
+    bounds = intervals({name: ranks}, case)
+    return {
+        "values": values,
+        "metrics": metrics(ranks, case),
+        "mrr_intervals": {group: of_method[name] for group, of_method in bounds.items()},
+        "fit_seconds": fitted - began,
+        "rank_seconds": ranked - fitted,
+        "score_ms_alone": _score_ms(ranker, case, 1),
+        "score_ms_batched": _score_ms(ranker, case, 256),
+    }
 
 
 def _score_ms(ranker: CountingRanker, case: ProtocolCase, together: int) -> float:
