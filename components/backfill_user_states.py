@@ -10,14 +10,15 @@ def backfill_user_states(
     onnx: Input[Artifact],
     user_states: Output[Artifact],
 ) -> str:
-    """Fold every user's closed sessions through the exported ``gru_step``.
+    """Fold every user's closed sessions through the exported ``gru_step``, and count what serves.
 
     Args:
         lineage: lineage of the exported models, and so of sessions and item table.
         sessions: the session store.
         item_table: the item table.
-        onnx: the exported models and the start state.
-        user_states: the state snapshot that the sidecar starts from.
+        onnx: the exported models, the start state and any scoring terms.
+        user_states: the state snapshot that the sidecar starts from, with every user's recent
+            history, the live counts of the last six hours and, for scoring terms, transitions.
 
     Returns:
         The lineage of the states.
@@ -29,6 +30,7 @@ def backfill_user_states(
 
         import numpy as np
 
+        from hiertcn.export.term_gate import TERMS_FILE
         from hiertcn.items.table import ItemTable
         from hiertcn.serving.backfill import backfill_states
         from hiertcn.sessions.store import SessionStore
@@ -40,5 +42,6 @@ def backfill_user_states(
             exported / "gru_step" / "model.onnx",
             np.load(exported / "start_state.npy", allow_pickle=False),
             Path(user_states.path),
+            with_transitions=(exported / TERMS_FILE).exists(),
         )
     return running.lineage

@@ -13,7 +13,8 @@ def export_onnx(
     Args:
         lineage: lineage of the model.
         model: the trained model.
-        onnx: ``tcn/model.onnx``, ``gru_step/model.onnx``, ``start_state.npy``, ``parity.json``.
+        onnx: ``tcn/model.onnx``, ``gru_step/model.onnx``, ``start_state.npy``, ``parity.json``,
+            and ``scoring_terms.safetensors`` of a model with scoring terms.
 
     Returns:
         The lineage of the exported models.
@@ -34,5 +35,6 @@ def export_onnx(
             trained.start_state.detach().numpy(),
             Path(onnx.path),
             item_dim=trained.config.item_dim,
+            terms=trained.terms,
         )
     return running.lineage

@@ -38,7 +38,7 @@ def publish_release(
         neighbor_index: its nearest-neighbor index.
         popularity: decayed interaction counts of the items.
         model: the trained model, which the next release warm-starts from.
-        onnx: the exported models and the start state.
+        onnx: the exported models, the start state and any scoring terms.
         user_states: every user's state.
         evaluation: metrics and the gate's decision.
         report: the report.
@@ -53,6 +53,7 @@ def publish_release(
         from pathlib import Path
 
         from hiertcn.export.tensors import GRU_STEP, TCN
+        from hiertcn.export.term_gate import TERMS_FILE
         from hiertcn.files import read_json
         from hiertcn.release.publish import ReleaseInput, publish
         from hiertcn.release.repository import ReleaseRepository
@@ -78,6 +79,7 @@ def publish_release(
                     for name in ("config.json", "model.safetensors", "curve.json")
                 },
                 "report.html": Path(report.path),
+                **({TERMS_FILE: terms} if (terms := exported / TERMS_FILE).exists() else {}),
             },
             {name: exported / name / "model.onnx" for name in (TCN, GRU_STEP)},
             ReleaseInput(

@@ -1,116 +1,53 @@
-"""The gate of the scoring terms in numpy, as a release serves it.
+"""Export a model's scoring terms for ``term_gate.py``, and prove that they compute the same."""
 
-Training leaves in the folder of a model whose configuration names terms:
-
-    config.json                  ``terms``, the features' names
-    scoring_terms.safetensors    ``weight [terms, dim + context]``, ``bias``, ``log_scale [terms]``
-    transitions/                 the table the memory features are read from
-
-The score of an item is ``x^T u + sum_k w_k log(1 + a_k f_k)`` with ``w = W [u; c] + b`` and
-``a = exp(log_scale)`` (models/scoring_terms.py). A folder without named terms has none of this,
-and its model scores dot products.
-"""
-
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+import torch
+from safetensors.numpy import save_file
+from torch import nn
 
 from hiertcn.errors import InputError
-from hiertcn.files import read_json
-from hiertcn.sessions.request_features import CONTEXT, FEATURES
+from hiertcn.export.term_gate import NAMES, TermGate
+from hiertcn.sessions.request_features import CONTEXT
 
-TERMS_FILE: Final = "scoring_terms.safetensors"
-TRANSITIONS_FOLDER: Final = "transitions"
-_CONFIG_FILE: Final = "config.json"
-_RECOVERY: Final = "train the model again, or publish the parts of one run"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TermGate:
-    """Weights and scales of the terms.
-
-    Attributes:
-        names: the features, in the order of ``hiertcn.sessions.request_features.FEATURES``.
-        weight: float32 ``[terms, dim + context]``.
-        bias: float32 ``[terms]``.
-        scale: float32 ``[terms]``, above 0.
-    """
-
-    names: tuple[str, ...]
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    scale: NDArray[np.float32]
-
-    @classmethod
-    def open(cls, model: Path, dim: int) -> Self | None:
-        """Read a model's gate, None if it has no terms.
-
-        Args:
-            model: the model's folder.
-            dim: length of an item vector.
-
-        Raises:
-            InputError: the terms are unknown or out of order, or the file does not fit them.
-        """
-        names = term_names(model)
-        if not names:
-            return None
-        path = model / TERMS_FILE
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}) although {_CONFIG_FILE} names scoring terms; "
-                f"{_RECOVERY}"
-            ) from None
-        expected = {
-            "weight": [len(names), dim + len(CONTEXT)],
-            "bias": [len(names)],
-            "log_scale": [len(names)],
-        }
-        for name, shape in expected.items():
-            found = tensors.get(name)
-            if found is None or list(found.shape) != shape or not np.isfinite(found).all():
-                what = "absent" if found is None else f"{list(found.shape)}, or not finite"
-                raise InputError(
-                    f"{path}: the tensor {name} is {what}; expected finite {shape} for the terms "
-                    f"{', '.join(names)} of items with {dim} numbers: {_RECOVERY}"
-                )
-        return cls(
-            names=names,
-            weight=tensors["weight"].astype(np.float32),
-            bias=tensors["bias"].astype(np.float32),
-            scale=np.exp(tensors["log_scale"].astype(np.float32)),
-        )
-
-    def weights(self, u: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The terms' weights ``[terms]`` for a user embedding ``[dim]`` and a ``[context]``."""
-        dim = len(u)
-        weights: NDArray[np.float32] = (
-            self.weight[:, :dim] @ u + self.weight[:, dim:] @ context + self.bias
-        )
-        return weights
+_TENSORS: Final = {"weight": "gate.weight", "bias": "gate.bias", "log_scale": "log_scale"}
+_CASES: Final = 64
+_ITEMS: Final = 5
+_TOLERANCE: Final = 1e-4
 
 
-def term_names(model: Path) -> tuple[str, ...]:
-    """The scoring terms that a model's configuration names; none for a folder without one.
+def export_terms(terms: nn.Module, path: Path, *, seed: int = 0) -> float:
+    """Write a model's terms to ``path`` and prove them; return the largest error against torch.
+
+    Args:
+        terms: ``models.scoring_terms.ScoringTerms``.
+        path: the file to write.
+        seed: of the random inputs that the proof uses.
 
     Raises:
-        InputError: they are not features, or in another order.
+        InputError: the file does not compute what torch does.
     """
-    path = model / _CONFIG_FILE
-    if not path.is_file():
-        return ()
-    config: Any = read_json(path)
-    names = tuple(config.get("terms", ())) if isinstance(config, dict) else ()
-    if list(names) != [name for name in FEATURES if name in names]:
+    state = terms.state_dict()
+    names = tuple(getattr(terms, "names", ()))
+    tensors = {name: state[key].detach().cpu().numpy() for name, key in _TENSORS.items()}
+    save_file(tensors, path, {NAMES: json.dumps(names)})
+    gate = TermGate.open(path, tensors["weight"].shape[1] - len(CONTEXT))
+    generator = np.random.default_rng(seed)
+    u = generator.normal(size=(_CASES, gate.dim)).astype(np.float32)
+    context = generator.random((_CASES, len(CONTEXT))).astype(np.float32)
+    features = generator.exponential(size=(len(names), _CASES, _ITEMS)).astype(np.float32)
+    with torch.inference_mode():
+        expected = terms(*map(torch.from_numpy, (u, context, features))).numpy()
+    grown = np.log1p(gate.scale[:, None, None] * features)
+    weights = np.stack([gate.weights(*case) for case in zip(u, context, strict=True)])
+    error = np.abs(np.einsum("nk,knc->nc", weights, grown) - expected)
+    largest = float((error / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
+    if not largest <= _TOLERANCE:
         raise InputError(
-            f"{path} names the scoring terms {list(names)}; expected some of "
-            f"{', '.join(FEATURES)}, in this order: {_RECOVERY}"
+            f"{path} differs from torch by {largest:.3g}; expected at most {_TOLERANCE:g}: look "
+            "for NaN among the model's scoring terms"
         )
-    return names
+    return largest

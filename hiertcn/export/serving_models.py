@@ -3,6 +3,7 @@
 tcn/model.onnx       (session_items, session_length, user_state) -> user_embedding
 gru_step/model.onnx  (state, session_mean) -> next_state
 start_state.npy      float32 [layers, hidden], the state before a user's first session
+scoring_terms.safetensors  the gate of the scoring terms, where the model has them
 parity.json          largest errors against torch, by model and input shape
 """
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from hiertcn.errors import InputError
 from hiertcn.export.onnx import export_model
 from hiertcn.export.parity import ParityProof, prove_parity
+from hiertcn.export.scoring_terms import export_terms
 from hiertcn.export.tensors import GRU_STEP, INPUTS, OUTPUTS, SESSION_ITEMS, TCN
+from hiertcn.export.term_gate import TERMS_FILE
 from hiertcn.files import whole_directory, write_json
 
 _log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ def export_serving_models(
     output: Path,
     *,
     item_dim: int,
+    terms: nn.Module | None = None,
     seed: int = 0,
 ) -> dict[str, ParityProof]:
     """Write the folder above to ``output``, whole or not at all; return the proofs by model.
@@ -45,6 +49,7 @@ def export_serving_models(
         start_state: float32 ``[layers, hidden]``.
         output: folder to write.
         item_dim: width of an item vector.
+        terms: ``models.scoring_terms.ScoringTerms`` of a model that has them.
         seed: of the random inputs that the proof uses.
 
     Raises:
@@ -76,7 +81,10 @@ def export_serving_models(
             export_model(module, example, INPUTS[name], OUTPUTS[name], path, dynamic_axes=axes)
             proofs[name] = prove_parity(module, path, cases)
         np.save(aside / "start_state.npy", start_state)
-        write_json(aside / "parity.json", _report(proofs))
+        report = _report(proofs)
+        if terms is not None:
+            report["scoring_terms"] = {"max_error": export_terms(terms, aside / TERMS_FILE)}
+        write_json(aside / "parity.json", report)
     _log.info(
         "wrote %s: largest error against torch %.2g",
         output,

@@ -26,9 +26,11 @@ from hiertcn.export.tensors import (
     USER_EMBEDDING,
     USER_STATE,
 )
+from hiertcn.export.term_gate import TERMS_FILE, TermGate
 from hiertcn.files import read_json
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
+from hiertcn.sessions.transitions import TransitionTable
 
 SERVING_PARTS: Final = (
     "item_table",
@@ -39,6 +41,9 @@ SERVING_PARTS: Final = (
     "start_state.npy",
 )
 """What every release must bring, by its name in the release's folder."""
+
+_LIVE_COUNTS: Final = "live_counts"
+_TRANSITIONS: Final = "transitions"
 
 
 def read_settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str
         NEXT_STATE.name,
         [2, *shape],
     )
+    _check_counts(parts, table, int(states["watermark_us"]))
     return {
         "items": len(items),
         "dim": table.dim,
@@ -112,6 +118,31 @@ def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str
         "gap_us": int(states["gap_us"]),
         "watermark_us": int(states["watermark_us"]),
     }
+
+
+def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int) -> None:
+    """Hold live counts and scoring terms, where the release has them, against the catalogue."""
+    live = parts["user_states"] / _LIVE_COUNTS
+    if live.exists():
+        rows = np.load(live / "item_rows.npy", mmap_mode="r", allow_pickle=False)
+        counted_us = int(read_json(live / "header.json")["watermark_us"])
+        _agree("watermark of live_counts", counted_us, "that of user_states", watermark_us)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table):
+            raise ReleaseError(
+                f"{live} counts item row {int(rows.max())} but item_table has {len(table)} rows; "
+                "publish parts of one pipeline run"
+            )
+    if TERMS_FILE not in parts:
+        return
+    TermGate.open(parts[TERMS_FILE], table.dim)
+    transitions = TransitionTable.open(parts["user_states"] / _TRANSITIONS)
+    _agree("items of transitions", len(transitions), "rows of item_table", len(table))
+    followers = transitions.followers
+    if len(followers) and not 0 <= int(followers.min()) <= int(followers.max()) < len(table):
+        raise ReleaseError(
+            f"the transitions of user_states name item row {int(followers.max())} but item_table "
+            f"has {len(table)} rows; publish parts of one pipeline run"
+        )
 
 
 def _agree(name: str, value: object, other: str, expected: object) -> None:

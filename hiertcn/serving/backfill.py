@@ -9,7 +9,9 @@ straight into the snapshot's memory-mapped files.
 A session is closed if its last interaction is at or before ``watermark - gap``; only a user's last
 session can be open. All earlier ones are closed by the session that follows them. The snapshot
 keeps each user's last ``HISTORY`` interactions, more only where the open session is longer. Beside
-it lie the live counts of the last six hours (``live_windows.py``).
+it lie the live counts of the last six hours (``live_windows.py``) and, where the model has scoring
+terms, the transitions of the whole log: fresher than those that the model was trained with, which
+may not see the sessions it is tested on.
 """
 
 import logging
@@ -26,9 +28,16 @@ from hiertcn.export.session import open_session
 from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.items.table import ItemTable
 from hiertcn.serving.live_windows import MinuteCounts
-from hiertcn.serving.snapshot import NEVER_US, SnapshotArrays, new_snapshot
+from hiertcn.serving.snapshot import (
+    LIVE_COUNTS,
+    NEVER_US,
+    TRANSITIONS,
+    SnapshotArrays,
+    new_snapshot,
+)
 from hiertcn.sessions.memory import HISTORY
 from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.sessions.transitions import count_transitions
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +68,7 @@ def backfill_states(
     batch: int = 4096,
     dtype: str = "float32",
     threads: int = 1,
+    with_transitions: bool = False,
 ) -> BackfillSummary:
     """Write the state snapshot of all users of ``store`` to ``output``, whole or not at all.
 
@@ -71,6 +81,8 @@ def backfill_states(
         batch: users advanced together.
         dtype: of the stored states, float32 or float16 (half the size, 3 significant digits).
         threads: of onnxruntime.
+        with_transitions: whether to count which items follow which, for a model with scoring
+            terms.
 
     Raises:
         InputError: the store refers to items beyond the table, or the model, the start state and
@@ -103,7 +115,9 @@ def backfill_states(
     ):
         snapshot.folded_until_us[:] = sessions.last_closed_us(store)
         _copy_histories(store, history_starts, history_offsets, snapshot)
-        MinuteCounts.of(store).save(snapshot.directory / "live_counts")
+        MinuteCounts.of(store).save(snapshot.directory / LIVE_COUNTS)
+        if with_transitions:
+            count_transitions(store, len(table)).save(snapshot.directory / TRANSITIONS)
         for first in range(0, store.meta.users, batch):
             users = order[first : first + batch]
             block, counts = np.tile(start_state, (len(users), 1, 1)), sessions.closed_counts[users]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.export.scoring_terms import TRANSITIONS_FOLDER, TermGate
+from hiertcn.export.term_gate import TermGate
 from hiertcn.serving.live_windows import LiveCountsAt
 from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.memory import Histories, MemoryFeatures
@@ -51,22 +51,25 @@ class ScoringTerms:
         self._grown: tuple[int, NDArray[np.float32]] | None = None
 
     @classmethod
-    def open(cls, model: Path, *, dim: int, items: int) -> Self | None:
-        """Attach the terms of a model's folder, None if it has none.
+    def open(cls, gate: Path, transitions: Path, *, dim: int, items: int) -> Self:
+        """Attach a release's terms.
+
+        Args:
+            gate: the file of the gate.
+            transitions: the folder of the table.
+            dim: length of an item vector.
+            items: length of the catalogue.
 
         Raises:
             InputError: a file is missing or damaged, or the table is of another catalogue.
         """
-        gate = TermGate.open(model, dim)
-        if gate is None:
-            return None
-        transitions = TransitionTable.open(model / TRANSITIONS_FOLDER)
-        if len(transitions) != items:
+        table = TransitionTable.open(transitions)
+        if len(table) != items:
             raise InputError(
-                f"{model / TRANSITIONS_FOLDER} has the followers of {len(transitions)} items but "
-                f"the release has {items}; publish the parts of one run"
+                f"{transitions} has the followers of {len(table)} items but the release has "
+                f"{items}; publish the parts of one run"
             )
-        return cls(gate, transitions)
+        return cls(TermGate.open(gate, dim), table)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ class ScoringTerms:
 
     def warm(self, live: LiveCountsAt) -> None:
         """Compile and fault in everything, so that no request does."""
-        u = np.zeros(self._gate.weight.shape[1] - len(context_of(EMPTY)[0]), np.float32)
+        u = np.zeros(self._gate.dim, np.float32)
         histories = one_history(np.zeros(2, np.int32), np.array([0, 1]), running=1, gap_us=0)
         terms = self.at(u, histories, live)
         terms.of_items(np.zeros(1, np.int64))
@@ -223,7 +226,3 @@ def one_history(
         offsets=np.array([0, len(rows)], np.int64),
         running=np.array([running], np.int64),
     )
-
-
-EMPTY: Final = one_history(np.empty(0, np.int32), np.empty(0, np.int64), running=0, gap_us=0)
-"""The history of a user of whom nothing is known."""

@@ -7,12 +7,14 @@ is pruned, until the last request that holds the object ends.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError, ReleaseError
+from hiertcn.export.term_gate import TERMS_FILE
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
@@ -20,7 +22,7 @@ from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.scoring_terms import ScoringTerms
-from hiertcn.serving.snapshot import StateSnapshot, UserSnapshot
+from hiertcn.serving.snapshot import LIVE_COUNTS, TRANSITIONS, StateSnapshot, UserSnapshot
 
 _POPULAR_ROWS: Final = 12_000
 """Enough for the largest k after the largest list of exclusions."""
@@ -75,10 +77,8 @@ class ServingRelease:
             self.popularity: NDArray[np.float32] = np.load(
                 path / "popularity.npy", allow_pickle=False
             )
-            self.terms = ScoringTerms.open(
-                path / "model", dim=self.table.dim, items=len(self.items)
-            )
-            counted = path / "user_states" / "live_counts"
+            self.terms = self._open_terms(path)
+            counted = path / "user_states" / LIVE_COUNTS
             before = MinuteCounts.open(counted) if counted.is_dir() else None
         except ReleaseError:
             raise
@@ -144,6 +144,17 @@ class ServingRelease:
         live = self.live.at(self.watermark_us)
         if self.terms is not None:
             self.terms.warm(live)
+
+    def _open_terms(self, path: Path) -> ScoringTerms | None:
+        gate = path / TERMS_FILE
+        if not gate.exists():
+            return None
+        return ScoringTerms.open(
+            gate,
+            path / "user_states" / TRANSITIONS,
+            dim=self.table.dim,
+            items=len(self.items),
+        )
 
     def _check_shapes(self, dim: int | None) -> None:
         layers, hidden = self.start_state.shape if self.start_state.ndim == 2 else (0, 0)

@@ -6,6 +6,9 @@ one hash search and one row read. A snapshot never changes after it is written; 
 after its watermark is the journal's business, and a snapshot of one release must never be read
 with another's models.
 
+In its folder lie also the counts that were made of the same log: ``live_counts``, by minute and
+item, and, for a model with scoring terms, ``transitions``.
+
 Snapshots of format 1 hold of the history only the session that was open at the watermark; they
 are served as they are.
 """
@@ -27,6 +30,9 @@ from hiertcn.items.index import IdIndex
 
 NEVER_US: Final = int(np.iinfo(np.int64).min)
 """``folded_until_us`` of a user whose state is still the start state."""
+
+LIVE_COUNTS: Final = "live_counts"
+TRANSITIONS: Final = "transitions"
 
 _FORMAT: Final = 2
 _WITHOUT_HISTORY: Final = 1
