@@ -2,14 +2,16 @@
 
     python -m benchmarks.counting_rows --data DATA --output RESULTS [--case NAME ...]
 
-Each method's hyper-parameters are chosen by MRR on a fixed sample of the validation requests, one
-at a time in the order listed, every value of its small grid, in two sweeps; the mask (last item, or
-``xs``, the whole running session) is one of them, and a method with a reminder starts from the
-choice of the one without. What was chosen is kept in ``chosen.json`` and not chosen again, nor is a
-row tested again while its choice stands. The method is fitted once on training and validation
-and ranks every test request. ``RESULTS/<case>/`` gets ``rows.json`` and each method's ranks, int64
-``[requests]`` in the case's order, so that other methods can be compared over the same resamples;
-rows of methods that are not asked for stay.
+Each method's hyper-parameters are chosen by MRR on a fixed sample of the validation requests, with
+first items of a session drawn more often and weighed back: one at a time in the order listed, every
+value of its small grid, in two sweeps. The mask (last item, or ``xs``, the whole running session)
+is one of them; a method with a reminder starts from the choice of the one without. The method is
+then fitted once on training and validation and ranks every test request.
+
+``RESULTS/<case>/`` gets ``chosen.json``, ``rows.json`` and each method's ranks, int64
+``[requests]`` in the case's order, so that other methods can be compared over the same resamples.
+What is there is not chosen again, nor tested again while its choice stands: a run that was stopped
+goes on where it was.
 
 MV and MaxItem need an item table and have no row here.
 """
@@ -22,9 +24,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.protocol_data import CASES, ProtocolCase, load_case
-from benchmarks.protocol_ranks import Mask, intervals, metrics, rank
+from benchmarks.protocol_ranks import MISS, Mask, intervals, metrics, rank
 from hiertcn.evaluation.protocol import Requests
 from hiertcn.files import read_json, write_json
 from hiertcn.sessions.store import SessionStore
@@ -84,10 +87,7 @@ def main() -> None:
 
 
 def _choose(case: ProtocolCase, methods: list[str], sample: int, output: Path) -> dict[str, Values]:
-    requests = case.requests
-    if len(requests) > sample:
-        rng = np.random.default_rng(_SAMPLE_SEED)
-        requests = requests.take(np.sort(rng.choice(len(requests), sample, replace=False)))
+    requests, weights = _sample(case.requests, sample)
     stored = output / "chosen.json"
     chosen: dict[str, Values] = read_json(stored) if stored.exists() else {}
     bases = [base for name in methods if (base := METHODS[name].base)]
@@ -97,7 +97,7 @@ def _choose(case: ProtocolCase, methods: list[str], sample: int, output: Path) -
         began = time.monotonic()
         method = METHODS[name]
         start = chosen[method.base] if method.base else {}
-        values, mrr, tried = tune(method, case, requests, start)
+        values, mrr, tried = tune(method, case, requests, weights, start)
         chosen[name] = values
         write_json(stored, chosen)
         print(
@@ -108,10 +108,36 @@ def _choose(case: ProtocolCase, methods: list[str], sample: int, output: Path) -
     return chosen
 
 
+def _sample(requests: Requests, size: int) -> tuple[Requests, NDArray[np.float64]]:
+    """Return at most ``size`` requests, a quarter of them first items, and each one's weight."""
+    rng = np.random.default_rng(_SAMPLE_SEED)
+    first = requests.position == 0
+    chosen, weights = [], []
+    for group, share in ((first, 0.25), (~first, 0.75)):
+        members = np.flatnonzero(group)
+        drawn = rng.permutation(members)[: int(share * size)]
+        chosen.append(drawn)
+        weights.append(np.full(len(drawn), len(members) / (len(requests) * max(len(drawn), 1))))
+    order = np.argsort(np.concatenate(chosen))
+    return requests.take(np.concatenate(chosen)[order]), np.concatenate(weights)[order]
+
+
 def tune(
-    method: Method, case: ProtocolCase, requests: Requests, start: Values
+    method: Method,
+    case: ProtocolCase,
+    requests: Requests,
+    weights: NDArray[np.float64],
+    start: Values,
 ) -> tuple[Values, float, int]:
-    """Return the values with the highest MRR, that MRR, and how many settings were tried."""
+    """Return the values with the highest MRR, that MRR, and how many settings were tried.
+
+    Args:
+        method: what to choose from.
+        case: of the validation phase.
+        requests: of the case.
+        weights: float64 ``[n]``, of each request in the MRR; they add up to 1.
+        start: values to start from.
+    """
     seen: dict[str, float] = {}
 
     def mrr(values: Values) -> float:
@@ -119,7 +145,7 @@ def tune(
         if key not in seen:
             ranker = method.build(case.store, case.items, values).fit(case.fit)
             ranks = rank(ranker, case, cast(Mask, values["mask"]), requests)
-            seen[key] = float(np.where(ranks > case.items, 0.0, 1.0 / ranks).mean())
+            seen[key] = float(weights @ np.where(ranks == MISS, 0.0, 1.0 / ranks))
         return seen[key]
 
     best = {**{field: values[0] for field, values in method.grid.items()}, **start}
