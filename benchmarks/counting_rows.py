@@ -275,6 +275,13 @@ def _vstan(store: SessionStore, items: int, values: Values) -> VSTAN:
     return VSTAN(store, items, **own, neighbourhood=near, reminder=_reminder(values))
 
 
+_RECENT: Final = (
+    ("15 min", 15),
+    ("1 h", 60),
+    ("6 h", 360),
+    ("24 h", 1440),
+    ("30 days", 43200),
+)
 _REMINDER: Final[dict[str, list[Any]]] = {
     "reminder_weight": [0.05, 0.0, 0.02, 0.1, 0.2, 0.4],
     "reminder_first_weight": [0.5, 0.0, 0.1, 0.2, 1.0, 2.0, 5.0],
@@ -297,26 +304,31 @@ _ITEM_KNN: Final[dict[str, list[Any]]] = {
     "shrinkage": [5.0, 0.0, 2.0, 20.0],
     "last": [10, 3, 5, 20],
 }
-_NEIGHBOURS: Final[dict[str, list[Any]]] = {
-    "k": [500, 100, 200, 1000],
-    "sample": [2000, 500, 5000],
-}
 _EXTEND: Final[dict[str, list[Any]]] = {"extend": [10, 1, 3, 5, 20, 40]}
 _VSKNN: Final[dict[str, list[Any]]] = {
     **_MASK,
     "weighting": ["quadratic", "same", "linear", "div", "log"],
     "weighting_score": ["quadratic", "same", "linear", "div", "log"],
     "items": [None, 1, 2, 3, 5, 10, 20],
-    "cosine": [True, False],
+    # The method as published: a dot product, and no idf.
+    "cosine": [False],
+    "idf": [0.0],
+    "k": [500, 100, 200, 1000],
+    "sample": [2000, 500, 5000],
+}
+_VSKNN_EXTENDED: Final[dict[str, list[Any]]] = {
+    **_EXTEND,
+    "cosine": [False, True],
     "idf": [0.0, 1.0, 5.0],
-    **_NEIGHBOURS,
+    **_REMINDER,
 }
 _STAN: Final[dict[str, list[Any]]] = {
     **_MASK,
     "position": [1.02, 0.3, 0.5, 2.0, 4.0, 8.0],
     "closeness": [2.05, 0.3, 0.5, 1.0, 5.0, 10.0, None],
-    "recency_days": [5.0, 0.04, 0.1, 0.25, 1.0, 30.0, 90.0, None],
-    **_NEIGHBOURS,
+    "recency_days": [5.0, 0.1, 0.25, 1.0, 30.0, None],
+    "k": [500, 1000],
+    "sample": [2000, 5000],
 }
 _VSTAN: Final[dict[str, list[Any]]] = {
     "found_by": [1.02, 0.3, 0.5, 2.0, 5.0, 20.0],
@@ -334,7 +346,7 @@ METHODS: Final[dict[str, Method]] = {
             ),
             _MASK,
         )
-        for text, minutes in (("1 h", 60), ("6 h", 360), ("24 h", 1440), ("30 days", 43200))
+        for text, minutes in _RECENT
     },
     **{
         f"live popularity, {text}": Method(
@@ -352,7 +364,7 @@ METHODS: Final[dict[str, Method]] = {
     "item-kNN": Method(_item_knn, _ITEM_KNN),
     "item-kNN + reminder": Method(_item_knn, _REMINDER, "item-kNN"),
     "V-SKNN": Method(_vsknn, _VSKNN),
-    "V-SKNN ext + reminder": Method(_vsknn, {**_EXTEND, **_REMINDER}, "V-SKNN"),
+    "V-SKNN ext + reminder": Method(_vsknn, _VSKNN_EXTENDED, "V-SKNN"),
     "STAN": Method(_stan, _STAN),
     "STAN ext + reminder": Method(_stan, {**_EXTEND, **_REMINDER}, "STAN"),
     "VSTAN": Method(_vstan, _VSTAN, "STAN"),
