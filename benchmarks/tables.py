@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from benchmarks import paper_numbers as paper
 from benchmarks.tables_data import Log, LogSource, Setting, make_setting, prepare_log
@@ -36,6 +37,7 @@ from hiertcn.errors import HiertcnError, InputError
 from hiertcn.evaluation.bootstrap import paired_difference
 from hiertcn.evaluation.metrics import metric_title, summarize
 from hiertcn.evaluation.oracle import join_oracle
+from hiertcn.evaluation.ranking import MASKS, Mask
 from hiertcn.events.ingest import IngestOptions
 from hiertcn.events.simulate import SimulationOptions
 from hiertcn.files import write_json
@@ -63,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--rows names {unknown[0]!r}; expected some of {', '.join(ROWS)}")
     if bool(arguments.data) == arguments.simulate:
         raise InputError("give either --data or --simulate")
+    torch.set_num_threads(arguments.threads)
     log = prepare_log(arguments.out / "log", _source(arguments))
     tables = _Tables(log, arguments)
     for name in arguments.tables:
@@ -74,6 +77,10 @@ class _Tables:
     def __init__(self, log: Log, arguments: argparse.Namespace) -> None:
         self.log, self.arguments = log, arguments
         self.dataset: paper.Dataset = "Pinterest" if log.store.has_impressions else "XING"
+        # Among all items the one just seen would win for every ranker by similarity; who chose it
+        # again from what was shown meant it.
+        usual: Mask = "none" if log.store.has_impressions else "last-item"
+        self.mask: Mask = arguments.mask or usual
         self.budget = Budget(
             max_train_seconds=arguments.max_train_seconds,
             train=TrainOptions(
@@ -220,8 +227,8 @@ class _Tables:
         print(
             f"{len(setting.requests):,} requests of {len(np.unique(setting.requests.user)):,} "
             f"users, against {where}, {pools[0] if pools else float('nan'):.1f} candidates on "
-            f"average; in brackets the paper's {dataset} (its log is another one: compare the "
-            "order and the distances, not the values)."
+            f"average, mask {self.mask}; in brackets the paper's {dataset} (its log is another "
+            "one: compare the order and the distances, not the values)."
         )
 
     def _missing(self, numbers: paper.Numbers, results: Mapping[str, RowResult]) -> None:
@@ -237,7 +244,7 @@ class _Tables:
         chosen = self.arguments.rows if only_chosen and self.arguments.rows else list(rows)
         output = self.arguments.out / "rows"
         return {
-            name: measure(name, build, setting, self.budget, output)
+            name: measure(name, build, setting, self.budget, output, self.mask)
             for name, build in rows.items()
             if name in chosen
         }
@@ -317,9 +324,11 @@ def _parse() -> argparse.Namespace:
     add("--epochs", type=int, default=20, help="most epochs of a network")
     add("--max-train-seconds", type=float, default=0.0, help="of a network; 0 for no limit")
     add("--max-requests", type=int, default=20_000, help="ask about a sample of this size")
+    add("--mask", choices=MASKS, help="items ranked last; last-item without impressions")
     add("--item-vectors", choices=ITEM_VECTOR_KINDS, default="frozen")
     add("--item-dim", type=int, default=64, help="width of the item vectors")
     add("--encoder-epochs", type=int, default=5, help="most epochs of the item encoder")
+    add("--threads", type=int, default=1, help="threads of the networks' arithmetic")
     add("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.tables_data import Setting, fingerprint
 from hiertcn.evaluation.protocol import Ranker
-from hiertcn.evaluation.ranking import Ranking, RankingRules
+from hiertcn.evaluation.ranking import Mask, Ranking, RankingRules
 from hiertcn.files import read_json, write_json
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatches
@@ -216,14 +216,16 @@ REGULARIZATION_ROWS: Final[Mapping[str, Build]] = {
 """Table 6, as far as HierTCN's configuration reaches."""
 
 
-def measure(name: str, build: Build, setting: Setting, budget: Budget, output: Path) -> RowResult:
+def measure(
+    name: str, build: Build, setting: Setting, budget: Budget, output: Path, mask: Mask = "none"
+) -> RowResult:
     """Return a row's ranks, from the folder ``output`` if they were measured there before.
 
     Targets are ranked among what was shown where that is known, else among all items; a tie never
-    helps.
+    helps. ``mask`` says which items are ranked last, see `RankingRules`.
     """
     identity = fingerprint(
-        name, setting.name, len(setting.requests), asdict(budget), setting.table.checksum
+        name, setting.name, len(setting.requests), asdict(budget), setting.table.checksum, mask
     )
     slug = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
     folder = output / f"{setting.name.replace(' ', '-').replace('%', '')}-{slug}-{identity}"
@@ -231,7 +233,7 @@ def measure(name: str, build: Build, setting: Setting, budget: Budget, output: P
         folder.mkdir(parents=True, exist_ok=True)
         _log.info("measuring %s (%s)", name, setting.name)
         made = build(setting, budget, folder)
-        rules = RankingRules()
+        rules = RankingRules(mask=mask)
         ranking = Ranking([made.ranker], setting.store, setting.requests, _items(setting), rules)
         ranking.rank_all()
         np.save(folder / "ranks.npy", ranking.ranks[0])

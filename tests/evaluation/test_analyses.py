@@ -211,3 +211,24 @@ def test_items_are_called_by_id_and_title_where_there_is_one(tmp_path):
     long = pa.table({"item_id": ["c"], "name": ["word " * 40]})
     pq.write_table(long, tmp_path / "long.parquet")
     assert len(item_texts(index, tmp_path / "long.parquet")(rows[2:])[0]) <= 63
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({"candidates": "sample:7"}, "7 items drawn at random from all 30 items"),
+        ({"candidates": "sample:7"}, "the same for every ranker, seed 5"),
+        ({"mask": "session"}, "All items of the running session are ranked last by every ranker"),
+        ({"mask": "last-item"}, "The item just seen in the running session is ranked last"),
+        (
+            {"ties": "popularity", "popularity": np.zeros(30, np.int64)},
+            "A tie is won by items at least as popular as the target",
+        ),
+    ],
+)
+def test_report_tells_how_targets_were_ranked(tmp_path, rules, told):
+    store = store_of(random_log(4, 3, 30), items=30)
+    ranker = ArrayRanker("HierTCN", np.zeros((len(store.item_rows), 30)))
+    result = evaluate([ranker], store, build_requests(store), items=30, seed=5, **rules)
+    write_report(tmp_path / "report.html", evaluation=result.to_dict())
+    assert told in " ".join((tmp_path / "report.html").read_text().split())
