@@ -6,19 +6,21 @@ connection, Eq. 11), followed by the two-layer perceptron of Eq. 4, whose output
 item by the dot product with its embedding (Eq. 12). Learned tokens stand for the item before a
 session's first and for the state before a user's first session.
 
-Because the aggregate is a mean of inputs, all GRU steps of a batch run before all TCN positions,
-so the TCN sees every session of the batch at once. Item embeddings are inputs, not parameters:
-they stay frozen, as in the paper's production setting.
+Where the aggregate is made of inputs (a mean, plain or weighted), all GRU steps of a batch run
+before all TCN positions, so the TCN sees every session of the batch at once. With the TCN's last
+hidden vector as the aggregate the batch is worked off slot by slot. Item vectors are inputs, not
+parameters; whether they are trained is hiertcn/training/item_vectors.py's.
 
-Not here: Init connection, last-hidden aggregation, batch normalisation, one-hot items.
+Time gaps enter as ``log(1 + seconds) / 10``: to the GRU the pause before the session it folds, to
+the TCN the same pause at the start token and the time since the item before at each item.
+
+Not here: batch normalisation of the GRU; event types, which the session store does not carry.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -27,58 +29,14 @@ from hiertcn.errors import InputError
 from hiertcn.files import read_json, write_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
 from hiertcn.training.lanes import LaneBatch
+from hiertcn.training.session_model import SessionContext
 from models.gru import GRUCell, StackedGRU
+from models.hiertcn_config import HierTCNConfig as HierTCNConfig
 from models.scoring_terms import ScoringTerms
-from models.tcn import TCN, CausalConv, PackedLayout, TCNBlock
+from models.session_layouts import LayoutName, make_layout
+from models.tcn import TCN, CausalConv, StepNorm, TCNBlock
 
-
-@dataclass(frozen=True, kw_only=True)
-class HierTCNConfig:
-    """The shape of a HierTCN; defaults are the paper's (section 4.2.3).
-
-    ``item_dim`` is the width of the item table, its popularity coordinate included. ``dropout`` is
-    applied to the GRU's candidate activation and after each convolution. ``terms`` names the memory
-    and freshness features that are scored beside the dot product (models/scoring_terms.py).
-
-    Raises:
-        InputError: a size is not positive, or ``dropout`` is outside [0, 1).
-    """
-
-    item_dim: int
-    hidden: int = 128
-    gru_layers: int = 4
-    tcn_blocks: int = 4
-    kernel: int = 5
-    filters: int = 128
-    dropout: float = 0.0
-    terms: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("item_dim", "hidden", "gru_layers", "tcn_blocks", "kernel", "filters"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"HierTCNConfig.{name} is {value!r}; expected a whole number >= 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"HierTCNConfig.dropout is {self.dropout}; expected 0 <= dropout < 1")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {**asdict(self), "terms": list(self.terms)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "HierTCNConfig":
-        """Rebuild a configuration from ``to_dict``'s result.
-
-        Raises:
-            InputError: a field is unknown, missing or out of range.
-        """
-        try:
-            return cls(**{**values, "terms": tuple(values.get("terms", ()))})
-        except TypeError as error:
-            raise InputError(
-                f"the model configuration does not describe a HierTCN ({error}); expected the "
-                f"fields {', '.join(cls.__dataclass_fields__)}: retrain or restore config.json"
-            ) from None
+_NORM_STEPS: Final = 32
 
 
 class HierTCN(nn.Module):
@@ -88,26 +46,40 @@ class HierTCN(nn.Module):
     (:class:`models.tcn.TCN`), ``head`` (Linear, ReLU, Linear), ``start_item [item_dim]``,
     ``start_state [gru_layers, hidden]`` and ``terms`` (:class:`models.scoring_terms.ScoringTerms`,
     None where the configuration names none).
+
+    Args:
+        config: the shape.
+        layout: how the TCN holds sessions, see :func:`models.session_layouts.make_layout`; changes
+            nothing but speed and memory.
     """
 
-    def __init__(self, config: HierTCNConfig) -> None:
+    def __init__(self, config: HierTCNConfig, layout: LayoutName = "auto") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layout = config, layout
+        gaps = int(config.time_gaps)
+        aggregate_dim = config.filters if config.aggregate == "last" else config.item_dim
         self.start_item = nn.Parameter(torch.zeros(config.item_dim))
         self.start_state = nn.Parameter(torch.zeros(config.gru_layers, config.hidden))
-        self.gru = StackedGRU(config.item_dim, config.hidden, config.gru_layers, config.dropout)
+        self.gru = StackedGRU(
+            aggregate_dim + gaps, config.hidden, config.gru_layers, config.dropout
+        )
         self.tcn = TCN(
-            config.item_dim + config.hidden,
+            config.item_dim + config.hidden + gaps,
             config.filters,
             config.kernel,
             [2**block for block in range(config.tcn_blocks)],
             config.dropout,
+            _NORM_STEPS if config.batch_norm else 0,
         )
         self.head = nn.Sequential(
             nn.Linear(config.filters, config.filters),
             nn.ReLU(),
             nn.Linear(config.filters, config.item_dim),
         )
+        self.item_scores: nn.Linear | None = None
+        if config.aggregate == "weighted":
+            self.item_scores = nn.Linear(config.item_dim, 1, bias=False)
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.terms = ScoringTerms(config.terms, config.item_dim) if config.terms else None
         self.reset_parameters()
 
@@ -119,7 +91,7 @@ class HierTCN(nn.Module):
         online_retail the validation MRR after 200 steps is .059 instead of .083.
         """
         for part in self.modules():
-            if isinstance(part, GRUCell | CausalConv | nn.Linear):
+            if isinstance(part, GRUCell | CausalConv | StepNorm | nn.Linear):
                 part.reset_parameters()
         if self.terms is not None:
             self.terms.reset_parameters()
@@ -130,7 +102,11 @@ class HierTCN(nn.Module):
         first_cell, first_block = self.gru.cells[0], self.tcn.blocks[0]
         assert isinstance(first_cell, GRUCell) and isinstance(first_block, TCNBlock)
         with torch.no_grad():
-            first_cell.input_weight.mul_(scale)
+            if self.item_scores is not None:
+                # All items weigh the same until something is learnt.
+                self.item_scores.weight.zero_()
+            if self.config.aggregate != "last":
+                first_cell.input_weight[:item_dim].mul_(scale)
             first_block.first.weight[:, :item_dim].mul_(scale)
             if isinstance(first_block.residual, nn.Linear):
                 first_block.residual.weight[:, :item_dim].mul_(scale)
@@ -144,8 +120,13 @@ class HierTCN(nn.Module):
         """Return the start state for ``batch`` users, ``[batch, gru_layers, hidden]``."""
         return self.start_state.expand(batch, -1, -1)
 
+    @property
+    def reads_context(self) -> bool:
+        """Whether :meth:`encode` and :meth:`fold_items` need the context of what they read."""
+        return self.config.time_gaps or self.config.batch_norm
+
     def gru_step(self, state: Tensor, session_mean: Tensor) -> Tensor:
-        """Fold one closed session into the user state (Eq. 10).
+        """Fold one closed session into the user state (Eq. 10), of the mean aggregate alone.
 
         Args:
             state: ``[batch, gru_layers, hidden]`` float, before the session.
@@ -153,29 +134,66 @@ class HierTCN(nn.Module):
 
         Returns:
             ``[batch, gru_layers, hidden]``, after the session.
+
+        Raises:
+            InputError: the configured aggregate is no mean, or needs time gaps.
         """
+        if self.config.aggregate != "mean" or self.config.time_gaps:
+            raise InputError(
+                f"a HierTCN with aggregate {self.config.aggregate!r} and time_gaps "
+                f"{self.config.time_gaps} does not fold a mean; expected 'mean' and False"
+            )
         after: Tensor = self.gru(state, session_mean)
         return after
 
-    def encode(self, items: Tensor, lengths: Tensor, user_state: Tensor) -> Tensor:
+    def fold_items(
+        self, state: Tensor, items: Tensor, lengths: Tensor, context: SessionContext | None = None
+    ) -> Tensor:
+        """Fold closed sessions, whatever the aggregate.
+
+        Args:
+            state: ``[sessions, gru_layers, hidden]`` float, before the sessions.
+            items: ``[n, item_dim]`` float, one session after another.
+            lengths: ``[sessions]`` int64.
+            context: of the items; required where :attr:`reads_context`.
+
+        Returns:
+            ``[sessions, gru_layers, hidden]``.
+        """
+        if self.config.aggregate == "last":
+            hidden = self._hidden(items, lengths, state[:, -1], context)
+            aggregate = hidden.index_select(0, (lengths + 1).cumsum(0) - 1)
+        else:
+            owner = torch.repeat_interleave(
+                torch.arange(len(lengths), device=lengths.device), lengths
+            )
+            aggregate = self._mean(items, owner, lengths)
+        after: Tensor = self.gru(
+            state, self._with_gaps(aggregate, None if context is None else context.session_gaps_us)
+        )
+        return after
+
+    def encode(
+        self,
+        items: Tensor,
+        lengths: Tensor,
+        user_state: Tensor,
+        context: SessionContext | None = None,
+    ) -> Tensor:
         """Return the dynamic user embedding at every position (Eq. 11, 4).
 
         Args:
             items: ``[n, item_dim]`` float, the sessions' items one session after another.
             lengths: ``[sessions]`` int64, items per session (zero allowed), summing to ``n``.
             user_state: ``[sessions, hidden]`` float, the GRU's top layer before each session.
+            context: of the items; required where :attr:`reads_context`.
 
         Returns:
             ``[n + sessions, item_dim]``: a session of ``L`` items yields ``L + 1`` rows. Row ``i``
             has seen its first ``i`` items, so row 0 predicts the first item and row ``L`` the next,
             unseen one.
         """
-        layout = PackedLayout(lengths + 1)
-        is_item = layout.position > 0
-        rows = torch.cat([self.start_item.unsqueeze(0), items])
-        inputs = rows.index_select(0, is_item.cumsum(0) * is_item)
-        channels = torch.cat([inputs, user_state.index_select(0, layout.session)], dim=1)
-        u: Tensor = self.head(self.tcn(channels, layout))
+        u: Tensor = self.head(self._hidden(items, lengths, user_state, context))
         return u
 
     def forward(self, batch: LaneBatch, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,25 +207,127 @@ class HierTCN(nn.Module):
             ``u [targets, item_dim]``, one row per target of the batch in its packed order, and the
             lanes' state after the batch, still attached to this step's graph.
         """
+        if self.config.aggregate == "last":
+            return self._forward_by_slot(batch, state)
         before, state = self._fold_sessions(batch, state)
-        u = self.encode(batch.items.index_select(0, batch.inputs), batch.lengths - 1, before)
+        items = batch.items.index_select(0, batch.inputs)
+        context = None
+        if self.reads_context:
+            gaps = batch.gaps_us.index_select(0, batch.inputs)
+            context = SessionContext(gaps, batch.session_gaps_us, batch.skipped)
+        u = self.encode(items, batch.lengths - 1, before, context)
         return u.index_select(0, batch.targets), state
+
+    def _hidden(
+        self, items: Tensor, lengths: Tensor, user_state: Tensor, context: SessionContext | None
+    ) -> Tensor:
+        """Return the TCN's output at every position, ``[n + sessions, filters]``."""
+        if self.reads_context and context is None:
+            raise InputError(
+                f"HierTCNConfig.time_gaps is {self.config.time_gaps} and batch_norm "
+                f"{self.config.batch_norm}; expected the sessions' context beside their items"
+            )
+        skipped = None if context is None else context.skipped
+        layout = make_layout(self.layout, lengths + 1, skipped)
+        is_item = layout.position > 0
+        place = is_item.cumsum(0)
+        rows = torch.cat([self.start_item.unsqueeze(0), self.input_dropout(items)])
+        inputs = rows.index_select(0, place * is_item)
+        states = user_state.index_select(0, layout.session)
+        if self.config.connection == "init":
+            states = states * ~is_item.unsqueeze(1)
+        channels = [inputs, states]
+        if context is not None and self.config.time_gaps:
+            pauses = context.session_gaps_us.index_select(0, layout.session)
+            gaps = torch.cat([context.gaps_us.new_zeros(1), context.gaps_us]).index_select(0, place)
+            channels.append(_gap_feature(torch.where(is_item, gaps, pauses)))
+        hidden: Tensor = self.tcn(torch.cat(channels, dim=1), layout)
+        return hidden
+
+    def _mean(self, items: Tensor, owner: Tensor, lengths: Tensor) -> Tensor:
+        """Return the plain or weighted mean of each session's items, ``[sessions, item_dim]``."""
+        sessions = len(lengths)
+        if self.item_scores is None:
+            weights = items.new_ones(len(items), 1)
+        else:
+            scores = self.item_scores(items)
+            index = owner.unsqueeze(1)
+            most = scores.new_full((sessions, 1), -torch.inf).scatter_reduce(
+                0, index, scores.detach(), "amax"
+            )
+            weights = torch.exp(scores - most.index_select(0, owner))
+        total = weights.new_zeros(sessions, 1).index_add(0, owner, weights)
+        summed = items.new_zeros(sessions, items.shape[1]).index_add(0, owner, items * weights)
+        # A session without a known item has no weight at all.
+        mean: Tensor = self.input_dropout(summed / torch.where(total > 0, total, 1.0))
+        return mean
+
+    def _with_gaps(self, aggregate: Tensor, session_gaps_us: Tensor | None) -> Tensor:
+        if not self.config.time_gaps:
+            return aggregate
+        if session_gaps_us is None:
+            raise InputError("HierTCNConfig.time_gaps is True; expected the sessions' context")
+        return torch.cat([aggregate, _gap_feature(session_gaps_us)], dim=1)
 
     def _fold_sessions(self, batch: LaneBatch, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the top-layer state before each piece ``[pieces, hidden]``, and the new state."""
-        projected = self.gru.project(batch.session_means)
-        start = self.start_state.unsqueeze(0)
+        if self.config.aggregate == "weighted":
+            members = batch.all_items.index_select(0, batch.member_rows)
+            aggregate = self._mean(members, batch.member_owner, batch.lengths)
+        else:
+            aggregate = self.input_dropout(batch.session_means)
+        projected = self.gru.project(self._with_gaps(aggregate, batch.session_gaps_us))
         before = []
         for low, high in pairwise(batch.slot_offsets):
-            lanes = batch.lanes[low:high]
-            current = torch.where(
-                batch.reset[low:high, None, None], start, state.index_select(0, lanes)
-            )
+            current = self._current(batch, state, low, high)
             before.append(current[:, -1])
             after = self.gru.step_from_projection(current, projected[low:high])
-            after = torch.where(batch.closes[low:high, None, None], after, current)
-            state = state.index_copy(0, lanes, after)
+            state = self._advance(batch, state, current, after, low, high)
         return torch.cat(before), state
+
+    def _forward_by_slot(self, batch: LaneBatch, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the TCN of a slot before the GRU step that reads its last hidden vector.
+
+        A later piece of a cut session has the receptive field's context, so its last hidden vector
+        is the whole session's.
+        """
+        ends = batch.lengths.cumsum(0).tolist()
+        rows = [0, *ends]
+        outputs = []
+        for low, high in pairwise(batch.slot_offsets):
+            lengths = batch.lengths[low:high]
+            current = self._current(batch, state, low, high)
+            held = slice(rows[low], rows[high])
+            context = SessionContext(
+                batch.gaps_us[held], batch.session_gaps_us[low:high], batch.skipped[low:high]
+            )
+            hidden = self._hidden(batch.items[held], lengths, current[:, -1], context)
+            last = (lengths + 1).cumsum(0) - 1
+            aggregate = self._with_gaps(hidden.index_select(0, last), context.session_gaps_us)
+            state = self._advance(batch, state, current, self.gru(current, aggregate), low, high)
+            # A piece's last output predicts what only a later piece asks for.
+            is_asked = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+            is_asked[last] = False
+            outputs.append(hidden[is_asked])
+        u: Tensor = self.head(torch.cat(outputs).index_select(0, batch.targets))
+        return u, state
+
+    def _current(self, batch: LaneBatch, state: Tensor, low: int, high: int) -> Tensor:
+        """Return the states before the pieces of a slot."""
+        given = state.index_select(0, batch.lanes[low:high])
+        return torch.where(batch.reset[low:high, None, None], self.start_state.unsqueeze(0), given)
+
+    def _advance(
+        self, batch: LaneBatch, state: Tensor, current: Tensor, after: Tensor, low: int, high: int
+    ) -> Tensor:
+        """Return the lanes' states after a slot, of which only closing pieces took a step."""
+        after = torch.where(batch.closes[low:high, None, None], after, current)
+        return state.index_copy(0, batch.lanes[low:high], after)
+
+
+def _gap_feature(gaps_us: Tensor) -> Tensor:
+    """Return ``log(1 + seconds) / 10 [n, 1]``: 0.7 for twenty minutes, 1.6 for four months."""
+    return (torch.log1p(gaps_us.clamp(min=0).float() * 1e-6) * 0.1).unsqueeze(1)
 
 
 def save_hiertcn(model: HierTCN, directory: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiertcn.errors import InputError
-from models.hiertcn import HierTCN
+from models.hiertcn import HierTCN, HierTCNConfig
 from models.tcn import CausalConv, TCNBlock
 
 
@@ -34,6 +34,7 @@ class TcnCone(nn.Module):
 
     def __init__(self, model: HierTCN) -> None:
         super().__init__()
+        _require_servable(model.config)
         blocks = [block for block in model.tcn.blocks if isinstance(block, TCNBlock)]
         dilations = [block.dilation for block in blocks]
         if dilations[0] != 1 or any(above != 2 * below for below, above in pairwise(dilations)):
@@ -78,6 +79,7 @@ class GruStep(nn.Module):
 
     def __init__(self, model: HierTCN) -> None:
         super().__init__()
+        _require_servable(model.config)
         self.gru = copy.deepcopy(model.gru)
 
     def forward(self, state: Tensor, session_mean: Tensor) -> Tensor:
@@ -92,6 +94,20 @@ class GruStep(nn.Module):
         """
         after: Tensor = self.gru(state, session_mean)
         return after
+
+
+def _require_servable(config: HierTCNConfig) -> None:
+    for name, served in (
+        ("connection", "full"),
+        ("aggregate", "mean"),
+        ("batch_norm", False),
+        ("time_gaps", False),
+    ):
+        if getattr(config, name) != served:
+            raise InputError(
+                f"HierTCNConfig.{name} is {getattr(config, name)!r}; the serving graph expects "
+                f"{served!r}: train the model to be served with it"
+            )
 
 
 class _ConeBlock(nn.Module):

@@ -55,11 +55,13 @@ class SessionBatch:
         gaps_us: ``[n]`` int64, time since the interaction before in the session; 0 for its first.
         session_gaps_us: ``[pieces]`` int64, time from the end of the user's session before to the
             start of this one; -1 for a user's first.
+        skipped: ``[pieces]`` int64, items of the session before the piece's first row.
         is_target: ``[n]`` bool, false for context.
         targets: ``[targets]`` int64, where ``is_target`` is true.
         inputs: ``[n - pieces]`` int64, all rows but each piece's last.
         member_rows: ``[members]`` int64, indices into ``item_rows`` of all items of the sessions
             that close, one closing piece after another.
+        member_owner: ``[members]`` int64, the piece that closes each one's session.
         member_lengths: ``[closing pieces]`` int64.
     """
 
@@ -74,10 +76,12 @@ class SessionBatch:
     timestamps_us: NDArray[np.int64]
     gaps_us: NDArray[np.int64]
     session_gaps_us: NDArray[np.int64]
+    skipped: NDArray[np.int64]
     is_target: NDArray[np.bool_]
     targets: NDArray[np.int64]
     inputs: NDArray[np.int64]
     member_rows: NDArray[np.int64]
+    member_owner: NDArray[np.int64]
     member_lengths: NDArray[np.int64]
 
 
@@ -219,6 +223,7 @@ def _build(
     closes = np.empty(pieces, np.bool_)
     lengths = np.empty(pieces, np.int64)
     session_gaps = np.empty(pieces, np.int64)
+    skipped = np.empty(pieces, np.int64)
     rows = extra = targets = members = closing = 0
     for k in range(pieces):
         piece = chosen[k]
@@ -228,6 +233,7 @@ def _build(
         closes[k] = stop_of[piece] == end
         begin = max(start_of[piece] - context, first)
         lengths[k] = stop_of[piece] - begin
+        skipped[k] = begin - first
         rows += lengths[k]
         targets += stop_of[piece] - start_of[piece]
         if closes[k]:
@@ -250,6 +256,7 @@ def _build(
     target_places = np.empty(targets, np.int64)
     inputs = np.empty(rows - pieces, np.int64)
     member_rows = np.empty(members, np.int64)
+    member_owner = np.empty(members, np.int64)
     member_lengths = np.empty(closing, np.int64)
     at = target = member = close = 0
     at_extra = rows
@@ -269,6 +276,7 @@ def _build(
                 member_rows[member] = at + i - begin
                 member += 1
             member_lengths[close] = stop - first
+            member_owner[member - (stop - first) : member] = k
             close += 1
         for i in range(begin, stop):
             item_rows[at] = all_rows[i]
@@ -292,9 +300,11 @@ def _build(
         timestamps,
         gaps,
         session_gaps,
+        skipped,
         is_target,
         target_places,
         inputs,
         member_rows,
+        member_owner,
         member_lengths,
     )

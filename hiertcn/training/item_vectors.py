@@ -74,11 +74,10 @@ class ItemVectors(nn.Module):
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(vectors.device)
 
-        owner = np.repeat(np.flatnonzero(batch.closes), batch.member_lengths)
         share = np.repeat(1.0 / batch.member_lengths, batch.member_lengths).astype(np.float32)
         members = vectors.index_select(0, tensor(batch.member_rows)) * tensor(share).unsqueeze(1)
         means = vectors.new_zeros(len(batch.lengths), self.dim)
-        return vectors, means.index_add(0, tensor(owner), members)
+        return vectors, means.index_add(0, tensor(batch.member_owner), members)
 
     def all(self) -> Tensor:
         """Return float32 ``[items, dim]`` on the device."""

@@ -38,6 +38,12 @@ class LaneBatch:
         gaps_us: ``[n]`` int64, time since the item before in the session; 0 for its first.
         session_gaps_us: ``[pieces]`` int64, time from the user's session before to this one; -1 for
             a user's first.
+        skipped: ``[pieces]`` int64, items of the session before the piece's first row.
+        all_items: ``[n + extra, item_dim]`` float32, ``items`` and what only a session's aggregate
+            needs: the earlier items of cut sessions.
+        member_rows: ``[members]`` int64, rows of ``all_items`` of all items of the sessions that
+            close, one after another.
+        member_owner: ``[members]`` int64, the piece that closes each one's session.
     """
 
     items: Tensor
@@ -54,6 +60,10 @@ class LaneBatch:
     interactions: NDArray[Any]
     gaps_us: Tensor
     session_gaps_us: Tensor
+    skipped: Tensor
+    all_items: Tensor
+    member_rows: Tensor
+    member_owner: Tensor
 
 
 def to_tensors(
@@ -86,4 +96,8 @@ def to_tensors(
         interactions=batch.interactions[batch.targets],
         gaps_us=tensor(batch.gaps_us),
         session_gaps_us=tensor(batch.session_gaps_us),
+        skipped=tensor(batch.skipped),
+        all_items=vectors,
+        member_rows=tensor(batch.member_rows),
+        member_owner=tensor(batch.member_owner),
     )

@@ -4,6 +4,7 @@
 be trained, validated and ranked with.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,9 +32,47 @@ class SessionModel(Protocol):
         """Return ``u [targets, dim]`` and the lanes' next state ``[lanes, layers, hidden]``."""
 
 
+@dataclass(frozen=True)
+class SessionContext:
+    """What is known of sessions beside their items, packed as the items are.
+
+    ``gaps_us`` int64 ``[n]``, microseconds since the item before in the session, 0 for its first;
+    ``session_gaps_us`` int64 ``[sessions]``, from the end of the user's session before to the start
+    of this one, -1 for a user's first; ``skipped`` int64 ``[sessions]``, earlier items of the
+    session that were left out because nothing asked depends on them.
+    """
+
+    gaps_us: Tensor
+    session_gaps_us: Tensor
+    skipped: Tensor
+
+
 @runtime_checkable
 class FoldsItems(Protocol):
     """A session network whose state needs a session's items, not only their mean."""
 
     def fold_items(self, state: Tensor, items: Tensor, lengths: Tensor) -> Tensor:
         """Fold closed sessions: ``[s, layers, hidden], [n, dim], [s] -> [s, layers, hidden]``."""
+
+
+@runtime_checkable
+class ReadsContext(Protocol):
+    """A session network that may want the context of what it reads, as a last argument."""
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether it does."""
+
+    def encode(
+        self,
+        items: Tensor,
+        lengths: Tensor,
+        user_state: Tensor,
+        context: SessionContext | None = None,
+    ) -> Tensor:
+        """See :meth:`SessionModel.encode`."""
+
+    def fold_items(
+        self, state: Tensor, items: Tensor, lengths: Tensor, context: SessionContext | None = None
+    ) -> Tensor:
+        """See :meth:`FoldsItems.fold_items`."""

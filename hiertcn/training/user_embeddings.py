@@ -18,7 +18,7 @@ from torch import Tensor
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore, ranges
 from hiertcn.training.item_vectors import ItemVectors, as_vectors
-from hiertcn.training.session_model import FoldsItems, SessionModel
+from hiertcn.training.session_model import FoldsItems, ReadsContext, SessionContext, SessionModel
 from hiertcn.training.whole_history import HistoryModel
 
 
@@ -62,7 +62,13 @@ def embed_before(
     offsets = np.concatenate([[0], np.cumsum(last - first)])
     lengths = np.bincount(owner[known], minlength=len(sessions))
 
-    u = model.encode(table.gather(rows[known]), _tensor(lengths, device), states[:, -1])
+    items, lengths_ = table.gather(rows[known]), _tensor(lengths, device)
+    if isinstance(model, ReadsContext) and model.reads_context:
+        places = ranges(first, last - first)[known]
+        context = _context(store, sessions, places, first, device)
+        u = model.encode(items, lengths_, states[:, -1], context)
+    else:
+        u = model.encode(items, lengths_, states[:, -1])
     # One output row more than items a session: its start token's.
     position = seen[offsets[which] + interaction - first[which]] - seen[offsets[which]]
     return u.index_select(0, _tensor(seen[offsets[which]] + which + position, device))
@@ -130,13 +136,35 @@ def _fold(
         return model.gru_step(state, means), closes
     starts = store.session_offsets[sessions]
     counts = store.session_offsets[sessions + 1] - starts
-    rows = store.item_rows[ranges(starts, counts)]
+    places = ranges(starts, counts)
+    rows = store.item_rows[places]
     known = rows < len(table)
     lengths = np.bincount(
         np.repeat(np.arange(len(sessions)), counts)[known], minlength=len(sessions)
     )
-    after = model.fold_items(state, table.gather(rows[known]), _tensor(lengths, state.device))
-    return after, lengths > 0
+    items, lengths_ = table.gather(rows[known]), _tensor(lengths, state.device)
+    if isinstance(model, ReadsContext) and model.reads_context:
+        context = _context(store, sessions, places[known], starts, state.device)
+        return model.fold_items(state, items, lengths_, context), lengths > 0
+    return model.fold_items(state, items, lengths_), lengths > 0
+
+
+def _context(
+    store: SessionStore,
+    sessions: NDArray[np.int64],
+    places: NDArray[np.int64],
+    first: NDArray[np.int64],
+    device: torch.device | str,
+) -> SessionContext:
+    """Return what goes with the sessions, of which the interactions at ``places`` are read."""
+    starts = store.session_offsets[sessions]
+    moments = store.timestamps_us
+    is_first = np.isin(places, starts)
+    gaps = np.where(is_first, 0, moments[places] - moments[np.maximum(places - 1, 0)])
+    owner = store.user_of_session(sessions)
+    pauses = moments[starts] - moments[np.maximum(starts - 1, 0)]
+    pauses = np.where(sessions == store.user_offsets[owner], -1, pauses)
+    return SessionContext(*(_tensor(part, device) for part in (gaps, pauses, first - starts)))
 
 
 def _session_means(

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.tcn import TCN, CausalConv, PackedLayout
+from models.session_layouts import PackedLayout, PaddedLayout
+from models.tcn import TCN, CausalConv, StepNorm
 
 
 def conv_padded(conv, x):
@@ -70,3 +71,54 @@ def test_receptive_field_is_exact(kernel, dilations, field):
     (gradient,) = torch.autograd.grad(out[-1].sum(), x)
     touched = torch.nonzero(gradient.abs().sum(1)).flatten()
     assert int(touched[0]) == len(x) - field and len(touched) == field
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 25), min_size=1, max_size=5),
+    norm_steps=st.sampled_from([0, 4]),
+    seed=st.integers(0, 5),
+)
+def test_the_padded_layout_gives_the_packed_ones_outputs(lengths, norm_steps, seed):
+    torch.manual_seed(seed)
+    tcn = TCN(6, 8, 3, [1, 2, 4], norm_steps=norm_steps)
+    x = torch.randn(sum(lengths), 6)
+    given_ = torch.tensor(lengths)
+    packed, padded = (tcn(x, layout(given_)) for layout in (PackedLayout, PaddedLayout))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-4)
+    cost = PaddedLayout(given_).cost(6)
+    assert (cost.positions, cost.held) == (sum(lengths), len(lengths) * max(lengths))
+    assert cost.bytes == cost.held * 24
+    assert PackedLayout(given_).cost(6).padding_share == 0.0 or not x.numel()
+
+
+def test_step_statistics_are_those_of_real_positions():
+    torch.manual_seed(0)
+    norm = StepNorm(3, steps=2, fewest=2)
+    lengths = torch.tensor([3, 1, 2])
+    x = torch.randn(6, 3)
+    by_step = [x[[0, 3, 4]], x[[1, 2, 5]]]  # steps from 1 on share statistics
+    out = norm(x, PackedLayout(lengths))
+    for step, rows in enumerate(by_step):
+        torch.testing.assert_close(norm.mean[step], rows.mean(0))
+        torch.testing.assert_close(norm.variance[step], rows.var(0))
+    expected = (x[3] - by_step[0].mean(0)) / torch.sqrt(
+        by_step[0].var(0, unbiased=False) + norm.epsilon
+    )
+    torch.testing.assert_close(out[3], expected)
+    norm.eval()
+    alone = norm(x[:1], PackedLayout(torch.tensor([1])))
+    torch.testing.assert_close(alone, norm(x, PackedLayout(lengths))[:1])
+
+
+def test_steps_too_few_or_never_seen_use_running_statistics():
+    norm = StepNorm(2, steps=5, fewest=3)
+    norm(torch.randn(4, 2) + 5.0, PackedLayout(torch.ones(4, dtype=torch.int64)))
+    assert norm.seen.tolist() == [True, False, False, False, False]
+    held = norm.mean.clone()
+    norm(torch.randn(4, 2), PackedLayout(torch.tensor([4])))
+    assert torch.equal(norm.mean, held)
+    norm.eval()
+    x = torch.ones(4, 2)
+    out = norm(x, PackedLayout(torch.tensor([4])))
+    torch.testing.assert_close(out[3], out[0])
