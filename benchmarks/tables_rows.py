@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from benchmarks.tables_data import Setting, fingerprint
 from hiertcn.evaluation.protocol import Ranker
@@ -79,15 +80,19 @@ class RowResult:
     facts: Mapping[str, Any]
 
 
+Make = Callable[[int], nn.Module]
+"""Makes a network that `train_hiertcn` trains, from the width of its item vectors."""
+
 Build = Callable[[Setting, Budget, Path], Made]
 """Makes a ranker; the folder is the row's own, and survives an interruption."""
 
 
-def network(make: Callable[[int], HierTCN], **options: Any) -> Build:
+def network(make: Make, rank: Callable[..., Ranker] = HierTCNRanker, **options: Any) -> Build:
     """Return how a session network is trained and ranked with.
 
     Args:
         make: the network, from the width of the item vectors, the prior included.
+        rank: its ranker, from the network, the histories, the item vectors and ``outputs``.
         options: what differs from the budget's training options, such as ``loss``.
     """
 
@@ -116,7 +121,7 @@ def network(make: Callable[[int], HierTCN], **options: Any) -> Build:
             for name in (ITEM_TABLE_FOLDER, OUTPUT_TABLE_FOLDER)
         )
         return Made(
-            ranker=HierTCNRanker(model, setting.store, vectors or setting.table, outputs=outputs),
+            ranker=rank(model, setting.store, vectors or setting.table, outputs=outputs),
             facts={
                 "parameters": summary.parameters,
                 "steps": summary.steps,
@@ -132,7 +137,7 @@ def network(make: Callable[[int], HierTCN], **options: Any) -> Build:
 
 def _affordable_steps(
     setting: Setting,
-    make: Callable[[int], HierTCN],
+    make: Make,
     train: TrainOptions,
     budget: Budget,
     batches: SessionBatches,
@@ -172,7 +177,7 @@ def rule(make: Callable[[Setting], Ranker]) -> Build:
     return build
 
 
-def hiertcn(**config: Any) -> Callable[[int], HierTCN]:
+def hiertcn(**config: Any) -> Make:
     """Return how a HierTCN of the paper's size, but for ``config``, is made."""
     return lambda item_dim: HierTCN(HierTCNConfig(item_dim=item_dim, **config))
 
