@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,22 @@ from hiertcn.serving.event_log import LoggedDeletion, LoggedInteraction
 from hiertcn.serving.fold import Outcome, Sessions
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.ranking import (
-    SMALL_CATALOGUE,
     Ranked,
     rank_candidates,
     rank_candidates_by_popularity,
     rank_catalogue,
     rank_catalogue_by_popularity,
+    rank_scored,
+    rank_searched,
 )
 from hiertcn.serving.record import UserRecord, user_key
 from hiertcn.serving.scoring_terms import RequestTerms, one_history
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.store import RecordStore
 from hiertcn.serving.writer import RecordWriter
+
+SMALL_CATALOGUE: Final = 20_000
+"""Items up to which a search runs on the event loop's thread."""
 
 _MOST_LIVE: Final = 1000
 """Items of a large catalogue that are considered only because they are live."""
@@ -274,13 +278,18 @@ class Engine:
         terms: RequestTerms | None,
     ) -> Ranked:
         is_small = len(release.items) <= SMALL_CATALOGUE
-        # The terms share scratch memory, so their part never leaves this thread.
-        support = terms.support(None if is_small else _MOST_LIVE) if terms is not None else None
+        search: Callable[..., Ranked] = rank_catalogue
+        arguments: tuple[Any, ...] = (release, query, excluded, k)
+        if terms is not None:
+            scores = release.neighbors.scores(query) if is_small else None
+            if scores is not None:
+                return rank_scored(scores, excluded, k, terms)
+            # The terms share scratch memory, so their part never leaves this thread.
+            search, arguments = rank_searched, (*arguments, terms.support(_MOST_LIVE))
         if is_small:
-            return rank_catalogue(release, query, excluded, k, support)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._searcher, rank_catalogue, release, query, excluded, k, support
-        )
+            return search(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._searcher, search, *arguments)
 
     def _reply(
         self,

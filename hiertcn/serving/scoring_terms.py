@@ -6,7 +6,7 @@ few items: the asked candidates, or, for the catalogue, those that have any feat
 an item without one keeps its dot product. Live features of the catalogue are grown once a minute,
 not once a request.
 
-Cost of a request on one core, 20,000 items: 0.1 ms for 500 candidates, 0.4 ms for the catalogue.
+Cost of a request on one core, 20,000 items: 0.2 ms for 500 candidates, 0.4 ms for the catalogue.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _MOST_SUPPORT: Final = 4096
 
 @dataclass(frozen=True)
 class Support:
-    """What the terms add to the catalogue: nothing but to ``rows`` int64 ``[n]``, distinct."""
+    """What the terms add to a catalogue: ``added [n]`` to distinct ``rows`` int64 ``[n]``."""
 
     rows: NDArray[np.int64]
     added: NDArray[np.float32]
@@ -49,6 +49,7 @@ class ScoringTerms:
         self._of_memory = _Chosen.among(gate, memory.FEATURES)
         self._of_live = _Chosen.among(gate, live_counts.FEATURES)
         self._grown: tuple[int, NDArray[np.float32]] | None = None
+        self._grown_all: tuple[int, NDArray[np.float32]] | None = None
 
     @classmethod
     def open(cls, gate: Path, transitions: Path, *, dim: int, items: int) -> Self:
@@ -95,7 +96,8 @@ class ScoringTerms:
         histories = one_history(np.zeros(2, np.int32), np.array([0, 1]), running=1, gap_us=0)
         terms = self.at(u, histories, live)
         terms.of_items(np.zeros(1, np.int64))
-        terms.support()
+        terms.support(1)
+        terms.add_to_all(np.zeros(self._memory.items, np.float32))
 
     def memory_of(
         self, histories: Histories, rows: NDArray[np.int64], weights: NDArray[np.float32]
@@ -128,6 +130,13 @@ class ScoringTerms:
         added: NDArray[np.float32] = weights[self._of_live.terms] @ self._grown[1]
         return added
 
+    def live_of_all(self, live: LiveCountsAt, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the live terms add to every item, float32 ``[items]``."""
+        if self._grown_all is None or self._grown_all[0] != live.version:
+            self._grown_all = (live.version, self._of_live.grown(live.counts))
+        added: NDArray[np.float32] = weights[self._of_live.terms] @ self._grown_all[1]
+        return added
+
     @property
     def uses_live(self) -> bool:
         """Whether any term is a live one."""
@@ -154,19 +163,25 @@ class RequestTerms:
             added += self._terms.live_of(self._live, rows, self._weights)
         return added
 
-    def support(self, most_live: int | None = None) -> Support:
-        """All items that anything is added to.
+    def add_to_all(self, scores: NDArray[np.float32]) -> None:
+        """Add to the scores ``[items]`` of a small catalogue, in place."""
+        rows = self._terms.memory_support(self._histories)
+        scores[rows] += self._terms.memory_of(self._histories, rows, self._weights)
+        if self._terms.uses_live:
+            scores += self._terms.live_of_all(self._live, self._weights)
+
+    def support(self, most_live: int) -> Support:
+        """The items that anything is added to.
 
         Args:
-            most_live: of the items that only live terms speak for, keep those that gain most; None
-                keeps all.
+            most_live: of the items that only live terms speak for, keep those that gain most.
         """
         rows = self._terms.memory_support(self._histories)
         if not self._terms.uses_live:
             return Support(rows, self._terms.memory_of(self._histories, rows, self._weights))
         live_rows = self._live.rows
         live_added = self._terms.live_of_catalogue(self._live, self._weights)
-        if most_live is not None and len(live_rows) > most_live:
+        if len(live_rows) > most_live:
             best = np.argpartition(-live_added, most_live)[:most_live]
             live_rows, live_added = live_rows[best], live_added[best]
         only_live = ~np.isin(live_rows, rows)
