@@ -151,6 +151,11 @@ class SessionBatches:
         return int((self._pieces.stop - self._pieces.start).sum())
 
     @property
+    def first_lane(self) -> int:
+        """This rank's first lane, as all ranks count them."""
+        return self._first_lane
+
+    @property
     def own_lanes(self) -> int:
         """Lanes of this rank."""
         return self._own_lanes

@@ -5,13 +5,17 @@ side by side. Both loops are compiled: 6 M users with 23 M sessions take seconds
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore, ranges
+
+# At this size of step the products fill a CPU's caches and an epoch still has many updates.
+_INTERACTIONS_PER_STEP: Final = 512
+_FEWEST_LANES, _MOST_LANES = 8, 256
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ def plan_lanes(
         order, pieces.user_offsets, lane_of_user, held[own.start : own.stop], own.start
     )
     return LanePlan(piece, lane, offsets, -(-int(held.max()) // sessions_per_step))
+
+
+def choose_lanes(store: SessionStore, end_us: int, sessions_per_step: int) -> int:
+    """Return how many lanes give a step about 512 interactions of sessions before ``end_us``."""
+    lengths = np.diff(store.session_offsets)[store.session_starts_us() < end_us]
+    mean = float(lengths.mean()) if len(lengths) else 1.0
+    wanted = round(_INTERACTIONS_PER_STEP / (sessions_per_step * mean))
+    return min(max(wanted, _FEWEST_LANES), _MOST_LANES)
 
 
 @compiled

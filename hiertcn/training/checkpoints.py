@@ -107,6 +107,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     )
 
 
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with a prefix before each name."""
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have the prefix, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     # safetensors refuses tensors that share memory or are not contiguous.
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

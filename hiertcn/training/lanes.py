@@ -34,6 +34,8 @@ class LaneBatch:
         slot_offsets: pieces of slot ``k`` are ``slot_offsets[k]:slot_offsets[k + 1]``; the lanes of
             one slot are distinct.
         target_rows: ``[targets]`` int64, item rows of the targets.
+        pool_targets: ``[any]`` int64, the targets' rows of all ranks' batches at this step, from
+            which shared negatives are drawn.
         interactions: ``[targets]`` int64, their places in the session store.
         gaps_us: ``[n]`` int64, time since the item before in the session; 0 for its first.
         session_gaps_us: ``[pieces]`` int64, time from the user's session before to this one; -1 for
@@ -57,6 +59,7 @@ class LaneBatch:
     closes: Tensor
     slot_offsets: tuple[int, ...]
     target_rows: Tensor
+    pool_targets: NDArray[Any]
     interactions: NDArray[Any]
     gaps_us: Tensor
     session_gaps_us: Tensor
@@ -73,6 +76,7 @@ def to_tensors(
     n = len(batch.is_target)
     vectors, means = as_vectors(table, device).gather_sessions(batch)
     item_rows = batch.item_rows[:n].astype(np.int64)
+    target_rows = item_rows[batch.targets]
 
     device = torch.device(device)
     on_cpu = device.type == "cpu"
@@ -92,7 +96,8 @@ def to_tensors(
         reset=tensor(batch.reset),
         closes=tensor(batch.closes),
         slot_offsets=tuple(batch.slot_offsets.tolist()),
-        target_rows=tensor(item_rows[batch.targets]),
+        target_rows=tensor(target_rows),
+        pool_targets=target_rows,
         interactions=batch.interactions[batch.targets],
         gaps_us=tensor(batch.gaps_us),
         session_gaps_us=tensor(batch.session_gaps_us),

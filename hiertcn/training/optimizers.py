@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hiertcn.training.checkpoints import optimizer_tensors, restore_optimizer
+from hiertcn.training.checkpoints import optimizer_tensors, prefixed, restore_optimizer, under
+from hiertcn.training.distributed import Ranks
 
 DENSE_ITEMS: Final = 20_000
 """Up to this many items a dense step over all of them costs less than sparse bookkeeping."""
@@ -47,6 +48,13 @@ class Optimizers:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def sum_over(self, ranks: Ranks) -> None:
+        """Replace the gradients by their sums over ranks."""
+        sparse = set()
+        if self._sparse is not None:
+            sparse = {id(p) for group in self._sparse.param_groups for p in group["params"]}
+        ranks.sum_gradients(self._parameters, [id(p) in sparse for p in self._parameters])
+
     def step(self, learning_rate: float, clip: float) -> None:
         """Clip the gradients to the norm ``clip`` and apply them."""
         self._clip(clip)
@@ -57,16 +65,16 @@ class Optimizers:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors."""
-        tensors = _prefixed(_DENSE, optimizer_tensors(self._dense))
+        tensors = prefixed(_DENSE, optimizer_tensors(self._dense))
         if self._sparse is not None:
-            tensors.update(_prefixed(_SPARSE, optimizer_tensors(self._sparse)))
+            tensors.update(prefixed(_SPARSE, optimizer_tensors(self._sparse)))
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`tensors` returned."""
-        restore_optimizer(self._dense, _under(_DENSE, tensors))
+        restore_optimizer(self._dense, under(_DENSE, tensors))
         if self._sparse is not None:
-            restore_optimizer(self._sparse, _under(_SPARSE, tensors))
+            restore_optimizer(self._sparse, under(_SPARSE, tensors))
 
     def _all(self) -> list[torch.optim.Optimizer]:
         return [self._dense] if self._sparse is None else [self._dense, self._sparse]
@@ -85,15 +93,3 @@ class Optimizers:
         norm = nn.utils.get_total_norm(gradients)
         factor = torch.clamp(clip / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradients, factor)
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

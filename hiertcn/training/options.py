@@ -54,6 +54,8 @@ class TrainOptions:
             validation: the last weights are kept, and there is no early stopping.
         patience: validations without a better MRR before training stops.
         checkpoint_s: seconds between checkpoints; 0 writes one after every step.
+        prefetch: batches that a thread makes ahead of the step; 0 for none.
+        bf16: run the network in bfloat16 where the device is CUDA; elsewhere it changes nothing.
         seed: of batches, negatives and dropout (the model's weights are the caller's).
         device: auto (CUDA if there is a device), cpu or cuda.
 
@@ -84,6 +86,8 @@ class TrainOptions:
     validation_requests: int = 4000
     patience: int = 3
     checkpoint_s: float = 30.0
+    prefetch: int = 2
+    bf16: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -108,6 +112,7 @@ class TrainOptions:
             "validate_steps",
             "validation_requests",
             "checkpoint_s",
+            "prefetch",
             "seed",
         ):
             self._require(name, getattr(self, name) >= 0, "a number >= 0")

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import nn
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
@@ -81,6 +83,23 @@ class Progress:
         self.stale += 1
         self.learning_rate *= decay
         return False
+
+    def summary(self, stopped: str, network: nn.Module, vectors: nn.Module) -> TrainSummary:
+        """Return what to report of a run that ended for the reason ``stopped``."""
+        seconds = max(self.training_seconds, 1e-9)
+        return TrainSummary(
+            steps=self.step,
+            epochs=self.epoch,
+            best_step=self.best_step,
+            train_loss=self.train_loss[-1],
+            validation_mrr=self.best_mrr,
+            stopped=stopped,
+            seconds=self.seconds,
+            interactions_per_s=self.training_interactions / seconds,
+            waiting_share=self.waiting_seconds / seconds,
+            parameters=sum(weights.numel() for weights in network.parameters()),
+            item_parameters=sum(weights.numel() for weights in vectors.parameters()),
+        )
 
     def curve(self) -> dict[str, Any]:
         """Return the validations: ``steps``, ``train_loss`` and ``validation_mrr``."""
