@@ -80,7 +80,7 @@ class HierTCN(nn.Module):
         if config.aggregate == "weighted":
             self.item_scores = nn.Linear(config.item_dim, 1, bias=False)
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.terms = ScoringTerms(config.terms, config.item_dim) if config.terms else None
+        self.terms = ScoringTerms(config.terms) if config.terms else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -81,16 +81,14 @@ class HierTCNRanker:
         if candidates is None:
             scores = u @ self._outputs.all().T
             if self._terms is not None:
-                scores = self._terms.add_to_catalogue(
-                    scores, u, requests.session, requests.interaction
-                )
+                scores = self._terms.of_catalogue(scores, requests.session, requests.interaction)
         else:
             vectors = self._outputs.gather(candidates)
             padding = torch.from_numpy(candidates < 0).to(self._device)
             scores = torch.einsum("bcd,bd->bc", vectors, u)
             if self._terms is not None:
-                scores = scores + self._terms.of_items(
-                    u, requests.session, requests.interaction, candidates
+                scores = self._terms.of_items(
+                    scores, requests.session, requests.interaction, candidates
                 )
             scores = scores.masked_fill(padding, -torch.inf)
         return np.asarray(scores.float().cpu(), np.float32)

@@ -1,14 +1,20 @@
-"""Memory and freshness, learned beside the dot product.
+"""Memory and freshness, mixed in beside the dot product.
 
-Counting beats neural models where people repeat themselves or follow the crowd, so the score of an
-item is ``x^T u + sum_k w_k log(1 + a_k f_k)`` (Eq. 12 and its extension): ``f_k`` are non-negative
-features of the item at the request (hiertcn/sessions/memory.py, hiertcn/sessions/live_counts.py),
-``a_k`` are learned scales, and the weights ``w = W [u; c] + b`` depend on the user embedding and on
-the request's context, so that a session's first item can lean on the user's past and later ones on
-what follows what. An item without features keeps its dot product, so retrieval stays exact: the
-best items are among the best dot products and the items that have features.
+Counting beats neural models where people repeat themselves or follow the crowd, so an item's score
+is
 
-Not here: the features themselves.
+    a(c) x^T u + b(c) log(1 + sum_k exp(w_k(c)) f_k) + d(c) s
+
+with ``x^T u`` of Eq. 12, shares ``f_k >= 0`` of the item at the request
+(hiertcn/sessions/request_features.py), ``s = 1`` for items of the running session, and ``c`` the
+request's context: whether the session just began, how long it and the history are. One logarithm
+over all shares makes them a mixture, as smoothed language models mix their orders, and not a
+product: an item may be lifted by what follows the last one or by what everybody reads, and need not
+have both. ``a`` and ``b`` are positive, so retrieval stays exact: the best items are among the best
+dot products and the items that have features.
+
+The weights depend on the context alone, not on ``u``: they are few enough to be fitted on sessions
+that the network never saw (hiertcn/training/term_fitting.py), and survive its retraining.
 """
 
 import torch
@@ -17,33 +23,33 @@ from torch import Tensor, nn
 from hiertcn.errors import InputError
 from hiertcn.sessions.request_features import CONTEXT, FEATURES, SparseFeatures
 
+SESSION_ITEMS = "session_items"
+
 _START = {
-    "transitions": (1.0, 5.0),
-    "own_transitions": (0.5, 2.0),
-    "past_items": (0.3, 3.0),
-    "session_items": (-1.0, 0.0),
-    "live_15m": (0.3, 0.0),
-    "live_1h": (0.3, 0.0),
-    "live_6h": (0.3, 0.0),
+    "transitions": 4.0,
+    "own_transitions": 2.0,
+    "past_items": 2.0,
+    SESSION_ITEMS: -2.0,
+    "live_15m": 4.0,
+    "live_1h": 2.0,
+    "live_6h": 1.0,
 }
-"""Weight and logarithm of the scale at the start: what a grid search by hand would choose."""
 
 
 class ScoringTerms(nn.Module):
-    """The gate and the scales.
+    """The gate: ``weight [terms + 2, context]`` and ``bias [terms + 2]``.
 
-    Parameters: ``gate.weight [terms, dim + context]``, ``gate.bias [terms]``, ``log_scale
-    [terms]``.
+    Its first outputs are ``w_k`` of the features, in their order (``d`` in the place of the running
+    session's), then the logarithms of ``a`` and ``b``.
 
     Args:
         names: the features used, from `hiertcn.sessions.request_features.FEATURES`.
-        dim: width of the user embedding.
 
     Raises:
         InputError: a feature is unknown, or there is none.
     """
 
-    def __init__(self, names: tuple[str, ...], dim: int) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         unknown = [name for name in names if name not in FEATURES]
         if unknown or not names:
@@ -52,38 +58,49 @@ class ScoringTerms(nn.Module):
                 f"{', '.join(FEATURES)}"
             )
         self.names = names
-        self.gate = nn.Linear(dim + len(CONTEXT), len(names))
-        self.log_scale = nn.Parameter(torch.empty(len(names)))
+        self._shares = [place for place, name in enumerate(names) if name != SESSION_ITEMS]
+        self._session = names.index(SESSION_ITEMS) if SESSION_ITEMS in names else None
+        self.gate = nn.Linear(len(CONTEXT), len(names) + 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start from constant weights that already rank well."""
         nn.init.zeros_(self.gate.weight)
         with torch.no_grad():
-            self.gate.bias.copy_(torch.tensor([_START[name][0] for name in self.names]))
-            self.log_scale.copy_(torch.tensor([_START[name][1] for name in self.names]))
+            self.gate.bias.copy_(torch.tensor([*(_START[name] for name in self.names), 0.0, 0.0]))
 
-    def forward(self, u: Tensor, context: Tensor, features: Tensor) -> Tensor:
-        """Return what to add to the dot products of asked items, ``[n, count]``.
+    def forward(self, dots: Tensor, context: Tensor, features: Tensor) -> Tensor:
+        """Return the scores of asked items, ``[n, count]``.
 
         Args:
-            u: ``[n, dim]`` float.
+            dots: ``[n, count]`` float, their dot products.
             context: ``[n, context]`` float.
             features: ``[terms, n, count]`` float, not negative.
         """
-        weights = self.gate(torch.cat([u, context], dim=1))
-        grown = torch.log1p(self.log_scale.exp()[:, None, None] * features)
-        added: Tensor = torch.einsum("nk,knc->nc", weights, grown)
-        return added
+        gate = self.gate(context)
+        mixed = torch.zeros_like(dots)
+        if self._shares:
+            weights = gate[:, self._shares].exp()
+            mixed = torch.einsum("nk,knc->nc", weights, features[self._shares])
+        scores: Tensor = gate[:, -2:-1].exp() * dots + gate[:, -1:].exp() * torch.log1p(mixed)
+        if self._session is not None:
+            scores = scores + gate[:, self._session, None] * features[self._session]
+        return scores
 
-    def add_to_catalogue(
-        self, scores: Tensor, u: Tensor, context: Tensor, features: SparseFeatures
-    ) -> Tensor:
-        """Return ``scores [n, items]`` with the terms of all items that have features added."""
-        weights = self.gate(torch.cat([u, context], dim=1))
-        index = torch.from_numpy(features.index).to(u.device)
-        values = torch.from_numpy(features.values).to(u.device)
-        owner = index // scores.shape[1]
-        grown = torch.log1p(values * self.log_scale.exp().unsqueeze(1))
-        added = (weights.T.index_select(1, owner) * grown).sum(0)
-        return scores.flatten().index_add(0, index, added).view_as(scores)
+    def of_catalogue(self, dots: Tensor, context: Tensor, features: SparseFeatures) -> Tensor:
+        """Return the scores of all items, ``[n, items]``, given their ``dots [n, items]``."""
+        gate = self.gate(context)
+        index = torch.from_numpy(features.index).to(dots.device)
+        values = torch.from_numpy(features.values).to(dots.device)
+        owner = index // dots.shape[1]
+        added = torch.zeros_like(values[0])
+        if self._shares:
+            weights = gate[:, self._shares].exp().T.index_select(1, owner)
+            mixed = torch.log1p((weights * values[self._shares]).sum(0))
+            added = gate[:, -1].exp().index_select(0, owner) * mixed
+        if self._session is not None:
+            session = gate[:, self._session].index_select(0, owner)
+            added = added + session * values[self._session]
+        scaled = gate[:, -2:-1].exp() * dots
+        scores: Tensor = scaled.flatten().index_add(0, index, added).view_as(dots)
+        return scores

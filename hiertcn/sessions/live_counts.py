@@ -1,8 +1,10 @@
-"""How often each item was interacted with in the last quarter of an hour, hour and six hours.
+"""How much each item was interacted with in the last quarter of an hour, hour and six hours.
 
-Counts are by whole minutes: at time ``t``, in the minute ``b``, a window of ``w`` minutes holds the
-interactions of the minutes ``b - w .. b - 1``. The running minute never counts, so nothing is
-looked at ahead when a log is replayed, and the sidecar need not recount before the next minute.
+The feature is a share: an item's interactions in the window over all items' and `SMOOTHING` more,
+so that a quiet quarter of an hour says little. Counts are by whole minutes: at time ``t``, in the
+minute ``b``, a window of ``w`` minutes holds the interactions of the minutes ``b - w .. b - 1``.
+The running minute never counts, so nothing is looked at ahead when a log is replayed, and the
+sidecar need not recount before the next minute.
 
 This module reconstructs the counts for any time of a session store, for training and evaluation;
 hiertcn/serving/live_windows.py keeps them for the present. Memory: 12 bytes an interaction at most.
@@ -19,12 +21,14 @@ from hiertcn.sessions.store import SessionStore
 WINDOWS_MINUTES: Final = (15, 60, 360)
 FEATURES: Final = ("live_15m", "live_1h", "live_6h")
 MINUTE_US: Final = 60_000_000
+SMOOTHING: Final = 20.0
+"""Interactions that belong to no item, in each window."""
 
 _BLOCK_MINUTES: Final = 15
 
 
-class LiveCounts:
-    """Counts of a store's interactions in the windows before any time.
+class LiveShares:
+    """Shares of a store's interactions in the windows before any time.
 
     Args:
         store: the interactions, of all users; rows from ``items`` on are passed over.
@@ -44,7 +48,7 @@ class LiveCounts:
         self._scratch = np.zeros((len(WINDOWS_MINUTES), items), np.float32)
 
     def of_catalogue(self, times_us: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the counts of all items, float32 ``[windows, n, items]``, at times int64 [n]."""
+        """Return the shares of all items, float32 ``[windows, n, items]``, at times int64 [n]."""
         out = np.zeros((len(WINDOWS_MINUTES), len(times_us), self._items), np.float32)
         _count(out, np.empty((1, 0), np.int64), True, True, *self._inputs(times_us))
         return out
@@ -52,7 +56,7 @@ class LiveCounts:
     def of_items(
         self, times_us: NDArray[np.int64], rows: NDArray[np.integer[Any]]
     ) -> NDArray[np.float32]:
-        """Return the counts of the asked items, float32 ``[windows, n, count]``.
+        """Return the shares of the asked items, float32 ``[windows, n, count]``.
 
         Args:
             times_us: int64 ``[n]``, microseconds since the epoch.
@@ -194,6 +198,8 @@ def _count(
                     counted,
                     scratch[window],
                 )
+            for window in range(len(windows)):
+                scratch[window] /= scratch[window].sum() + SMOOTHING
         if everything:
             out[:, request] = scratch
         else:

@@ -5,7 +5,7 @@ Four non-negative numbers for an item, zero for nearly all of them:
 - ``transitions``: how often it followed the last items of the running session (of the history,
   where the session is still empty), from a `TransitionTable`;
 - ``own_transitions``: how often it followed them, or the session's start, earlier in this user's
-  own history;
+  own history, as a share (of one more, so that little evidence stays little);
 - ``past_items``: the share of the user's earlier sessions that it has, newer sessions weighing
   more;
 - ``session_items``: 1 if it was interacted with in the running session.
@@ -204,30 +204,36 @@ def _add_features(
                     features[0, follower] += share * value
         weight *= _CONTEXT_DECAY
 
-    weight = 1.0
-    for back in range(1, _OWN_CONTEXT + 1):
-        at_start = end - back < session_start
-        item = np.int32(-1) if at_start else rows[end - back]
-        for place in range(first, session_start if at_start else end - back):
+    # Twice: what is added is a share of the sum.
+    own_sum = 0.0
+    for adds in (False, True):
+        weight = 1.0
+        for back in range(1, _OWN_CONTEXT + 1):
+            at_start = end - back < session_start
+            item = np.int32(-1) if at_start else rows[end - back]
+            for place in range(first, session_start if at_start else end - back):
+                if at_start:
+                    if place > first and sessions[place] == sessions[place - 1]:
+                        continue
+                    begin = place
+                else:
+                    if rows[place] != item:
+                        continue
+                    begin = place + 1
+                followed = weight
+                for follower_place in range(begin, min(begin + _OWN_REACH, end)):
+                    if sessions[follower_place] != sessions[place]:
+                        break
+                    follower = rows[follower_place]
+                    if 0 <= follower < items:
+                        if adds:
+                            features[1, follower] += followed / (own_sum + 1.0)
+                        else:
+                            own_sum += followed
+                    followed *= 0.5
             if at_start:
-                if place > first and sessions[place] == sessions[place - 1]:
-                    continue
-                begin = place
-            else:
-                if rows[place] != item:
-                    continue
-                begin = place + 1
-            followed = weight
-            for follower_place in range(begin, min(begin + _OWN_REACH, end)):
-                if sessions[follower_place] != sessions[place]:
-                    break
-                follower = rows[follower_place]
-                if 0 <= follower < items:
-                    features[1, follower] += followed
-                followed *= 0.5
-        if at_start:
-            break
-        weight *= _CONTEXT_DECAY
+                break
+            weight *= _CONTEXT_DECAY
 
     past = 0.0
     for place in range(first, session_start):

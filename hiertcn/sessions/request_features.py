@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.items.hashing import compiled
 from hiertcn.sessions import live_counts, memory
-from hiertcn.sessions.live_counts import LiveCounts
+from hiertcn.sessions.live_counts import LiveShares
 from hiertcn.sessions.memory import Histories, MemoryFeatures, histories_before
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
@@ -69,9 +69,9 @@ class RequestFeatures:
         self.names = names
         self._store, self._counted = store, counted
         self._memory = MemoryFeatures(transitions)
-        self._live: LiveCounts | None = None
+        self._live: LiveShares | None = None
         if any(name in live_counts.FEATURES for name in names):
-            self._live = LiveCounts(store, len(transitions), end_us)
+            self._live = LiveShares(store, len(transitions), end_us)
         self._chosen = [FEATURES.index(name) for name in names]
 
     @property

@@ -6,10 +6,13 @@ two terms, one among the shown items, as in the paper's candidate pools, and one
 so that the model also learns to find items nobody showed; the other losses take both kinds of
 negatives in one sum.
 
-A model's scoring terms (hiertcn/training/term_scores.py) are added to the dot products. In a pool
+A model's scoring terms (hiertcn/training/term_scores.py), where they are given, make scores of the
+dot products: so they are fitted (hiertcn/training/term_fitting.py). In a pool
 that is not the whole catalogue, the items that memory brings up for a target are negatives of their
 own: they are the ones that the terms lift, and random draws would hardly ever find them.
 """
+
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,12 +22,35 @@ from torch import Tensor
 from hiertcn.sessions.store import SessionStore
 from hiertcn.training import losses
 from hiertcn.training.item_vectors import ItemVectors
-from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.negatives import PoolSampler, ShownItems, shown_negatives
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.term_scores import TermScores, contained
 
 _REMEMBERED_NEGATIVES = 64
+
+
+class Targets(Protocol):
+    """What the loss needs of a batch; a `hiertcn.training.lanes.LaneBatch` has it."""
+
+    @property
+    def items(self) -> Tensor:
+        """Item vectors, ``[n, dim]`` float."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Rows of ``items`` that are predicted, ``[targets]`` int64."""
+
+    @property
+    def target_rows(self) -> Tensor:
+        """Their item rows, ``[targets]`` int64."""
+
+    @property
+    def interactions(self) -> NDArray[np.int64]:
+        """Their places in the session store, int64 ``[targets]``."""
+
+    @property
+    def pool_targets(self) -> NDArray[np.int64]:
+        """Item rows that may join the pool, int64 ``[m]``: the targets of all ranks."""
 
 
 class Objective:
@@ -53,7 +79,7 @@ class Objective:
         )
         self._uses_shown = store.has_impressions and options.max_impressions > 0
 
-    def __call__(self, u: Tensor, batch: LaneBatch, rng: np.random.Generator) -> Tensor:
+    def __call__(self, u: Tensor, batch: Targets, rng: np.random.Generator) -> Tensor:
         """Return the mean loss over the batch's targets, a scalar.
 
         Args:
@@ -76,7 +102,7 @@ class Objective:
             positive = (u * target).sum(1)
             if self._terms is not None:
                 asked = batch.target_rows.cpu().numpy()[:, None]
-                positive = positive + self._add_terms(u, batch, asked).squeeze(1)
+                positive = self._with_terms(positive.unsqueeze(1), batch, asked).squeeze(1)
         shown = self._score_shown(u, batch) if self._uses_shown else None
         if options.loss == "softmax":
             if whole:
@@ -95,16 +121,16 @@ class Objective:
         pairwise = losses.nce if options.loss == "nce" else losses.bpr
         return pairwise(positive, pool, pool_mask).mean()
 
-    def _score_catalogue(self, u: Tensor, batch: LaneBatch) -> Tensor:
+    def _score_catalogue(self, u: Tensor, batch: Targets) -> Tensor:
         scores = u @ self._outputs.all().T
         if self._terms is None:
             return scores
-        return self._terms.add_to_catalogue(scores, u, self._sessions(batch), batch.interactions)
+        return self._terms.of_catalogue(scores, self._sessions(batch), batch.interactions)
 
     def _score_pool(
-        self, u: Tensor, batch: LaneBatch, rng: np.random.Generator
+        self, u: Tensor, batch: Targets, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pool = self._sampler.draw(batch.target_rows.cpu().numpy(), rng)
+        pool = self._sampler.draw(batch.pool_targets, rng)
         if self._sampler.whole_catalogue:
             vectors = self._outputs.all()
         else:
@@ -115,7 +141,7 @@ class Objective:
         log_expected = torch.from_numpy(pool.log_expected).to(self._device)
         if self._terms is None:
             return scores, mask, log_expected
-        scores = scores + self._add_terms(u, batch, pool.rows)
+        scores = self._with_terms(scores, batch, pool.rows)
         if self._sampler.whole_catalogue:
             return scores, mask, log_expected
         return self._with_remembered(u, batch, pool.rows, scores, mask, log_expected)
@@ -123,7 +149,7 @@ class Objective:
     def _with_remembered(
         self,
         u: Tensor,
-        batch: LaneBatch,
+        batch: Targets,
         pool: NDArray[np.int64],
         scores: Tensor,
         mask: Tensor,
@@ -134,7 +160,7 @@ class Objective:
         own = self._terms.support(self._sessions(batch), batch.interactions, _REMEMBERED_NEGATIVES)
         mask = mask & torch.from_numpy(~contained(pool, own, len(self._outputs))).to(self._device)
         own_scores = torch.einsum("nsd,nd->ns", self._outputs.gather(own), u)
-        own_scores = own_scores + self._add_terms(u, batch, own)
+        own_scores = self._with_terms(own_scores, batch, own)
         own_rows = torch.from_numpy(own).to(self._device)
         own_mask = (own_rows >= 0) & (own_rows != batch.target_rows.unsqueeze(1))
         log_expected = log_expected.expand(len(u), -1)
@@ -144,18 +170,18 @@ class Objective:
             torch.cat([log_expected, torch.zeros_like(own_scores)], dim=1),
         )
 
-    def _score_shown(self, u: Tensor, batch: LaneBatch) -> tuple[Tensor, Tensor]:
+    def _score_shown(self, u: Tensor, batch: Targets) -> tuple[Tensor, Tensor]:
         shown = shown_negatives(self._store, batch.interactions, self._options.max_impressions)
         scores, mask = score_shown(u, shown, self._outputs, self._device)
         if self._terms is not None:
-            scores = scores + self._add_terms(u, batch, shown.padded())
+            scores = self._with_terms(scores, batch, shown.padded())
         return scores, mask
 
-    def _add_terms(self, u: Tensor, batch: LaneBatch, rows: NDArray[np.int64]) -> Tensor:
+    def _with_terms(self, dots: Tensor, batch: Targets, rows: NDArray[np.int64]) -> Tensor:
         assert self._terms is not None
-        return self._terms.of_items(u, self._sessions(batch), batch.interactions, rows)
+        return self._terms.of_items(dots, self._sessions(batch), batch.interactions, rows)
 
-    def _sessions(self, batch: LaneBatch) -> NDArray[np.int64]:
+    def _sessions(self, batch: Targets) -> NDArray[np.int64]:
         offsets = self._store.session_offsets
         return np.searchsorted(offsets, batch.interactions, side="right") - 1
 

@@ -1,4 +1,4 @@
-"""What a model's scoring terms add to the dot products, at interactions of a session store.
+"""What a model's scoring terms make of the dot products, at interactions of a session store.
 
 Joins the learned gate (models/scoring_terms.py) with the features it reads
 (hiertcn/sessions/request_features.py), for the loss, for validation and for ranking. A model
@@ -25,17 +25,15 @@ class TermsModule(Protocol):
     def names(self) -> tuple[str, ...]:
         """The features it reads."""
 
-    def __call__(self, u: Tensor, context: Tensor, features: Tensor) -> Tensor:
-        """Return what to add for items with ``features [terms, n, count]``: ``[n, count]``."""
+    def __call__(self, dots: Tensor, context: Tensor, features: Tensor) -> Tensor:
+        """Return the scores of items with ``features [terms, n, count]``: ``[n, count]``."""
 
-    def add_to_catalogue(
-        self, scores: Tensor, u: Tensor, context: Tensor, features: SparseFeatures
-    ) -> Tensor:
-        """Return ``scores [n, items]`` with the terms added."""
+    def of_catalogue(self, dots: Tensor, context: Tensor, features: SparseFeatures) -> Tensor:
+        """Return the scores of all items, ``[n, items]``."""
 
 
 class TermScores:
-    """Adds a model's terms to scores.
+    """Turns dot products into scores with a model's terms.
 
     Args:
         terms: the learned part.
@@ -48,42 +46,37 @@ class TermScores:
     ) -> None:
         self._terms, self._features, self._device = terms, features, device
 
-    def add_to_catalogue(
-        self,
-        scores: Tensor,
-        u: Tensor,
-        session: NDArray[np.int64],
-        interaction: NDArray[np.int64],
+    def of_catalogue(
+        self, dots: Tensor, session: NDArray[np.int64], interaction: NDArray[np.int64]
     ) -> Tensor:
-        """Return ``scores [n, items]`` with the terms of every item added.
+        """Return the scores of all items, ``[n, items]``.
 
         Args:
-            scores: ``[n, items]`` float, the dot products.
-            u: ``[n, dim]`` float.
+            dots: ``[n, items]`` float, the dot products.
             session: int64 ``[n]``, the session of each interaction.
             interaction: int64 ``[n]``, places in the store's columns.
         """
         features, context = self._features.of_catalogue(session, interaction)
-        return self._terms.add_to_catalogue(scores, u, self._tensor(context), features)
+        return self._terms.of_catalogue(dots, self._tensor(context), features)
 
     def of_items(
         self,
-        u: Tensor,
+        dots: Tensor,
         session: NDArray[np.int64],
         interaction: NDArray[np.int64],
         rows: NDArray[np.integer[Any]],
     ) -> Tensor:
-        """Return what the terms add to the asked items, ``[n, count]``.
+        """Return the scores of the asked items, ``[n, count]``.
 
         Args:
-            u: ``[n, dim]`` float.
+            dots: ``[n, count]`` float, the dot products.
             session: int64 ``[n]``.
             interaction: int64 ``[n]``.
-            rows: item rows, ``[n, count]``, or ``[count]`` asked at every interaction; nothing is
-                added to negative ones.
+            rows: item rows, ``[n, count]``, or ``[count]`` asked at every interaction; negative
+                ones have no features.
         """
         features, context = self._features.of_items(session, interaction, rows)
-        return self._terms(u, self._tensor(context), self._tensor(features))
+        return self._terms(dots, self._tensor(context), self._tensor(features))
 
     def support(
         self, session: NDArray[np.int64], interaction: NDArray[np.int64], most: int

@@ -98,12 +98,12 @@ class Validation:
             shown = shown_negatives(self._store, interactions)
             scores, others = score_shown(u, shown, outputs, self._device)
             if terms is not None:
-                positive = positive + terms.of_items(u, sessions, interactions, targets[:, None])
-                scores = scores + terms.of_items(u, sessions, interactions, shown.padded())
+                positive = terms.of_items(positive, sessions, interactions, targets[:, None])
+                scores = terms.of_items(scores, sessions, interactions, shown.padded())
         else:
             scores = u @ outputs.all().T
             if terms is not None:
-                scores = terms.add_to_catalogue(scores, u, sessions, interactions)
+                scores = terms.of_catalogue(scores, sessions, interactions)
             positive = scores.gather(1, torch.from_numpy(targets).to(scores.device)[:, None])
             others = torch.ones_like(scores, dtype=torch.bool)
             others[torch.arange(len(u)), torch.from_numpy(targets)] = False

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
-from hiertcn.sessions.live_counts import MINUTE_US, WINDOWS_MINUTES, LiveCounts, minute_counts
+from hiertcn.sessions.live_counts import (
+    MINUTE_US,
+    SMOOTHING,
+    WINDOWS_MINUTES,
+    LiveShares,
+    minute_counts,
+)
 from hiertcn.sessions.memory import Histories, MemoryFeatures, histories_before
 from hiertcn.sessions.request_features import FEATURES, RequestFeatures
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable, count_transitions
@@ -126,6 +132,7 @@ def reference_features(past, running, table, leave_out=None):
                 for gap, follower in enumerate(session[place + 1 : place + 5]):
                     features[1, follower] += weight * 0.5**gap
 
+    features[1] /= features[1].sum() + 1.0
     weights = [0.8 ** (len(past) - 1 - number) for number in range(len(past))]
     total = sum(weight * len(session) for weight, session in zip(weights, past, strict=True))
     for weight, session in zip(weights, past, strict=True):
@@ -214,13 +221,13 @@ def test_unknown_rows_keep_their_place_only():
     asked=st.lists(st.integers(0, 1000 * 60), min_size=1, max_size=10),
     seed=st.integers(0, 100),
 )
-def test_live_counts_equal_counting_by_hand(stores, times, asked, seed):
+def test_live_shares_equal_counting_by_hand(stores, times, asked, seed):
     store = stores([[[0] * len(times)]])
     rng = np.random.default_rng(seed)
     store.item_rows = rng.integers(0, ITEMS + 1, len(times)).astype(np.int32)
     store.timestamps_us = np.sort(np.array(times)) * 1_000_000
     moments = np.array(asked) * 1_000_000
-    live = LiveCounts(store, ITEMS)
+    live = LiveShares(store, ITEMS)
     found = live.of_catalogue(moments)
     minutes, now = store.timestamps_us // MINUTE_US, moments // MINUTE_US
     for window, length in enumerate(WINDOWS_MINUTES):
@@ -228,7 +235,8 @@ def test_live_counts_equal_counting_by_hand(stores, times, asked, seed):
             inside = (minutes >= minute - length) & (minutes < minute)
             known = inside & (store.item_rows < ITEMS)
             expected = np.bincount(store.item_rows[known], minlength=ITEMS)
-            np.testing.assert_array_equal(found[window, request], expected)
+            share = expected / (expected.sum() + SMOOTHING)
+            np.testing.assert_allclose(found[window, request], share, rtol=1e-5)
     rows = rng.integers(-1, ITEMS, 5)
     np.testing.assert_array_equal(
         live.of_items(moments, rows), found[:, :, np.maximum(rows, 0)] * (rows >= 0)
