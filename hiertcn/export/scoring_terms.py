@@ -13,7 +13,6 @@ from hiertcn.errors import InputError
 from hiertcn.export.term_gate import NAMES, TermGate
 from hiertcn.sessions.request_features import CONTEXT
 
-_TENSORS: Final = {"weight": "gate.weight", "bias": "gate.bias", "log_scale": "log_scale"}
 _CASES: Final = 64
 _ITEMS: Final = 5
 _TOLERANCE: Final = 1e-4
@@ -32,19 +31,18 @@ def export_terms(terms: nn.Module, path: Path, *, seed: int = 0) -> float:
     """
     state = terms.state_dict()
     names = tuple(getattr(terms, "names", ()))
-    tensors = {name: state[key].detach().cpu().numpy() for name, key in _TENSORS.items()}
+    tensors = {name: state[f"gate.{name}"].detach().cpu().numpy() for name in ("weight", "bias")}
     save_file(tensors, path, {NAMES: json.dumps(names)})
-    gate = TermGate.open(path, tensors["weight"].shape[1] - len(CONTEXT))
+    gate = TermGate.open(path)
     generator = np.random.default_rng(seed)
-    u = generator.normal(size=(_CASES, gate.dim)).astype(np.float32)
+    dots = generator.normal(size=(_CASES, _ITEMS)).astype(np.float32)
     context = generator.random((_CASES, len(CONTEXT))).astype(np.float32)
     features = generator.exponential(size=(len(names), _CASES, _ITEMS)).astype(np.float32)
     with torch.inference_mode():
-        expected = terms(*map(torch.from_numpy, (u, context, features))).numpy()
-    grown = np.log1p(gate.scale[:, None, None] * features)
-    weights = np.stack([gate.weights(*case) for case in zip(u, context, strict=True)])
-    error = np.abs(np.einsum("nk,knc->nc", weights, grown) - expected)
-    largest = float((error / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
+        expected = terms(*map(torch.from_numpy, (dots, context, features))).numpy()
+    got = [gate.at(context[n]).scores(dots[n], features[:, n]) for n in range(_CASES)]
+    error = np.abs(np.stack(got) - expected) / np.maximum(1.0, np.abs(expected))
+    largest = float(error.max(initial=0.0))
     if not largest <= _TOLERANCE:
         raise InputError(
             f"{path} differs from torch by {largest:.3g}; expected at most {_TOLERANCE:g}: look "

@@ -134,7 +134,7 @@ def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int
             )
     if TERMS_FILE not in parts:
         return
-    TermGate.open(parts[TERMS_FILE], table.dim)
+    TermGate.open(parts[TERMS_FILE])
     transitions = TransitionTable.open(parts["user_states"] / _TRANSITIONS)
     _agree("items of transitions", len(transitions), "rows of item_table", len(table))
     followers = transitions.followers

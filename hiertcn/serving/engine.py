@@ -240,7 +240,7 @@ class Engine:
             running=len(cut.open_rows),
             gap_us=release.gap_us,
         )
-        return _Query(u, release.terms.at(u, histories, release.live.at(timestamp_us)))
+        return _Query(u, release.terms.at(histories, release.live.at(timestamp_us)))
 
     async def _fold(
         self,
@@ -281,9 +281,9 @@ class Engine:
         search: Callable[..., Ranked] = rank_catalogue
         arguments: tuple[Any, ...] = (release, query, excluded, k)
         if terms is not None:
-            scores = release.neighbors.scores(query) if is_small else None
-            if scores is not None:
-                return rank_scored(scores, excluded, k, terms)
+            dots = release.neighbors.scores(query) if is_small else None
+            if dots is not None:
+                return rank_scored(dots, excluded, k, terms)
             # The terms share scratch memory, so their part never leaves this thread.
             search, arguments = rank_searched, (*arguments, terms.support(_MOST_LIVE))
         if is_small:

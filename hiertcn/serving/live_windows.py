@@ -15,7 +15,6 @@ item (8 bytes each). Interactions more than a day ahead of the clock are refused
 whatever arrives, the six hours before the clock stay.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +35,6 @@ _MAX_COUNTS: Final = 32_000_000
 _PIECES: Final = 16
 _FAR_MINUTES: Final = 60
 _KEPT_TIMES: Final = 2
-
-_versions = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +115,13 @@ class LiveCountsAt:
     Attributes:
         minute: the running minute, since the epoch.
         counts: float32 ``[windows, items]``, whole numbers.
-        version: changes whenever the counts do, and is never used twice.
     """
 
     minute: int
     counts: NDArray[np.float32]
-    version: int = field(default_factory=lambda: next(_versions))
     _rows: NDArray[np.int64] | None = None
+    _counts_of_rows: NDArray[np.float32] | None = None
+    _totals: NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -133,10 +130,23 @@ class LiveCountsAt:
             self._rows = np.flatnonzero(self.counts[-1])
         return self._rows
 
+    @property
+    def counts_of_rows(self) -> NDArray[np.float32]:
+        """The counts of ``rows``, float32 ``[windows, live]``."""
+        if self._counts_of_rows is None:
+            self._counts_of_rows = self.counts[:, self.rows]
+        return self._counts_of_rows
+
+    @property
+    def totals(self) -> NDArray[np.float32]:
+        """Interactions with any item in each window, float32 ``[windows]``."""
+        if self._totals is None:
+            self._totals = self.counts_of_rows.sum(axis=1)
+        return self._totals
+
     def touch(self) -> None:
         """Note that the counts have changed."""
-        self.version = next(_versions)
-        self._rows = None
+        self._rows = self._counts_of_rows = self._totals = None
 
 
 @dataclass

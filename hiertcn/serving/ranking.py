@@ -30,8 +30,8 @@ def rank_candidates(
     """Order candidates by dot product with ``query [dim]`` and terms; ``places`` index ``rows``."""
     if not len(rows):
         return _nothing()
-    scores = release.table.gather(rows) @ query
-    return top(scores if terms is None else scores + terms.of_items(rows), k)
+    dots = release.table.gather(rows) @ query
+    return top(dots if terms is None else terms.of_items(dots, rows), k)
 
 
 def rank_catalogue(
@@ -77,10 +77,10 @@ def top(scores: NDArray[np.float32], k: int) -> Ranked:
 
 
 def rank_scored(
-    scores: NDArray[np.float32], excluded: NDArray[np.int64], k: int, terms: RequestTerms
+    dots: NDArray[np.float32], excluded: NDArray[np.int64], k: int, terms: RequestTerms
 ) -> Ranked:
-    """The ``k`` best of a catalogue with dot products ``scores [items]``, which are overwritten."""
-    terms.add_to_all(scores)
+    """The ``k`` best of a catalogue with dot products ``dots [items]`` outside ``excluded``."""
+    scores = terms.of_all(dots)
     scores[excluded] = -np.inf
     if k < len(scores):
         rows = np.argpartition(-scores, k - 1)[:k]
@@ -110,8 +110,9 @@ def rank_searched(
     found_rows, found_scores = release.neighbors.search(query[None, :], wanted)
     untouched = (found_rows[0] >= 0) & ~np.isin(found_rows[0], support.rows)
     rows = np.concatenate([found_rows[0][untouched], support.rows])
-    touched = release.table.gather(support.rows) @ query + support.added
-    scores = np.concatenate([found_scores[0][untouched], touched])
+    dots = np.concatenate([found_scores[0][untouched], release.table.gather(support.rows) @ query])
+    scores = support.dot * dots
+    scores[len(dots) - len(support.rows) :] += support.added
     if len(excluded):
         kept = ~np.isin(rows, excluded)
         rows, scores = rows[kept], scores[kept]

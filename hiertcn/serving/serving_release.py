@@ -152,7 +152,6 @@ class ServingRelease:
         return ScoringTerms.open(
             gate,
             path / "user_states" / TRANSITIONS,
-            dim=self.table.dim,
             items=len(self.items),
         )
 

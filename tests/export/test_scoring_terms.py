@@ -14,27 +14,33 @@ from hiertcn.export.term_gate import TermGate
 from hiertcn.sessions.request_features import CONTEXT, FEATURES
 from models.scoring_terms import ScoringTerms
 
-DIM = 5
-
 
 def _terms(names: tuple[str, ...], seed: int = 0) -> ScoringTerms:
     torch.manual_seed(seed)
-    terms = ScoringTerms(names, DIM)
+    terms = ScoringTerms(names)
     torch.nn.init.normal_(terms.gate.weight)
     return terms
 
 
-@pytest.mark.parametrize("names", [FEATURES, ("past_items",), ("own_transitions", "live_1h")])
-def test_the_gate_weighs_as_torch_does(tmp_path: Path, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "names", [FEATURES, ("past_items",), ("session_items",), ("own_transitions", "live_1h")]
+)
+def test_the_gate_mixes_as_torch_does(tmp_path: Path, names: tuple[str, ...]) -> None:
     terms = _terms(names)
     assert export_terms(terms, tmp_path / "terms") < 1e-5
-    gate = TermGate.open(tmp_path / "terms", DIM)
-    assert (gate.names, gate.dim) == (names, DIM)
-    u, context = np.ones(DIM, np.float32), np.linspace(0, 1, len(CONTEXT), dtype=np.float32)
+    gate = TermGate.open(tmp_path / "terms")
+    assert gate.names == names
+    context = np.linspace(0, 1, len(CONTEXT), dtype=np.float32)
+    dots = np.array([-1.5, 0.0, 2.0], np.float32)
+    features = np.random.default_rng(0).random((len(names), 3)).astype(np.float32)
     with torch.no_grad():
-        expected = terms.gate(torch.from_numpy(np.concatenate([u, context])))
-    np.testing.assert_allclose(gate.weights(u, context), expected.numpy(), rtol=1e-5)
-    np.testing.assert_allclose(gate.scale, terms.log_scale.exp().detach().numpy(), rtol=1e-6)
+        expected = terms(
+            torch.from_numpy(dots[None]),
+            torch.from_numpy(context[None]),
+            torch.from_numpy(features[:, None]),
+        )[0]
+    got = gate.at(context).scores(dots, features)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_nan_does_not_pass_the_proof(tmp_path: Path) -> None:
@@ -48,7 +54,7 @@ def test_nan_does_not_pass_the_proof(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "names", "reason"),
     [
-        ({"weight": np.zeros((2, DIM + 5), np.float32)}, '["past_items", "live_1h"]', "weight is"),
+        ({"weight": np.zeros((2, 4), np.float32)}, '["past_items", "live_1h"]', "weight is"),
         ({"bias": np.zeros(3, np.float32)}, '["past_items", "live_1h"]', "bias is"),
         ({}, '["live_1h", "past_items"]', "in this order"),
         ({}, '["past_items", "weather"]', "in this order"),
@@ -61,15 +67,15 @@ def test_a_file_that_does_not_fit_is_refused(
     export_terms(_terms(("past_items", "live_1h")), tmp_path / "terms")
     save_file({**load_file(tmp_path / "terms"), **change}, tmp_path / "terms", {"terms": names})
     with pytest.raises(InputError, match=reason):
-        TermGate.open(tmp_path / "terms", DIM)
+        TermGate.open(tmp_path / "terms")
 
 
 def test_no_file_and_no_safetensors_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent cannot be read"):
-        TermGate.open(tmp_path / "absent", DIM)
+        TermGate.open(tmp_path / "absent")
     (tmp_path / "text").write_text("weights")
     with pytest.raises(InputError, match="text cannot be read"):
-        TermGate.open(tmp_path / "text", DIM)
+        TermGate.open(tmp_path / "text")
 
 
 def test_a_model_with_terms_exports_them_beside_its_networks(exported_model, tmp_path) -> None:
@@ -88,6 +94,6 @@ def test_a_model_with_terms_exports_them_beside_its_networks(exported_model, tmp
         item_dim=model.config.item_dim,
         terms=model.terms,
     )
-    gate = TermGate.open(tmp_path / "onnx" / "scoring_terms.safetensors", model.config.item_dim)
+    gate = TermGate.open(tmp_path / "onnx" / "scoring_terms.safetensors")
     assert gate.names == ("transitions", "live_15m")
     assert read_json(tmp_path / "onnx" / "parity.json")["scoring_terms"]["max_error"] < 1e-4

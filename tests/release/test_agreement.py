@@ -1,11 +1,13 @@
 """Live counts and scoring terms of a release belong to its catalogue and its watermark."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from hiertcn.errors import ReleaseError
 from hiertcn.export.scoring_terms import export_terms
@@ -15,7 +17,7 @@ from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable
 from models.scoring_terms import ScoringTerms
 
-ITEMS, DIM = 30, 6
+ITEMS = 30
 
 
 def _table(items: int, follower: int) -> TransitionTable:
@@ -39,7 +41,7 @@ def parts(release_parts, tmp_path: Path) -> dict[str, Path]:
     watermark_us = read_json(states / "snapshot.json")["watermark_us"]
     write_json(live / "header.json", {"format": 1, "watermark_us": watermark_us})
     torch.manual_seed(0)
-    export_terms(ScoringTerms(FEATURES, DIM), tmp_path / "scoring_terms.safetensors")
+    export_terms(ScoringTerms(FEATURES), tmp_path / "scoring_terms.safetensors")
     return {
         **release_parts(0),
         "user_states": states,
@@ -67,7 +69,9 @@ def _unknown_live_row(parts: dict[str, Path]) -> None:
 
 
 def _other_terms(parts: dict[str, Path]) -> None:
-    export_terms(ScoringTerms(FEATURES, DIM + 1), parts["scoring_terms.safetensors"])
+    path = parts["scoring_terms.safetensors"]
+    tensors = {**load_file(path), "weight": np.zeros((2, 2), np.float32)}
+    save_file(tensors, path, {"terms": json.dumps(FEATURES)})
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def _publish(root: Path, folder: Path, number: int, log, seen: int, exported, it
     model = HierTCN(replace(exported.model.config, terms=FEATURES))
     model.load_state_dict(exported.model.state_dict(), strict=False)
     torch.nn.init.normal_(model.terms.gate.weight, std=0.3)
-    torch.nn.init.normal_(model.terms.gate.bias)
+    torch.nn.init.normal_(model.terms.gate.bias[:-2], mean=2.0)
     export_terms(model.terms, folder / "scoring_terms.safetensors")
     start_state = np.load(exported.directory / "start_state.npy", allow_pickle=False)
     backfill_states(
