@@ -67,7 +67,7 @@ def train_hiertcn(
         warm_start = None
         if parent_release:
             warm_start = ReleaseRepository(repository).path(parent_release) / "model"
-            if read_json(warm_start / "config.json") != config.to_dict():
+            if HierTCNConfig.from_dict(read_json(warm_start / "config.json")) != config:
                 logging.getLogger("components.train_hiertcn").warning(
                     "release %d has a model of another shape; training from scratch",
                     parent_release,

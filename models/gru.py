@@ -62,7 +62,9 @@ class GRUCell(nn.Module):
         candidate = torch.tanh(
             torch.addmm(projected[:, 2 * hidden :], state * reset, self.candidate_weight)
         )
-        after: Tensor = torch.lerp(self.dropout(candidate), state, update)
+        # Products may run in half precision; what a user's state remembers does not.
+        kept, new = update.to(state.dtype), self.dropout(candidate).to(state.dtype)
+        after: Tensor = torch.lerp(new, state, kept)
         return after
 
 

@@ -58,7 +58,7 @@ class StepNorm(nn.Module):
 
     def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
         """Normalise what ``layout`` laid; shapes stay."""
-        rows = layout.pack(x)
+        rows = layout.pack(x).float()
         step = layout.step.clamp(max=len(self.seen) - 1)
         mean, variance = self._running()
         if self.training:

@@ -143,6 +143,21 @@ def test_packed_equals_padded(log, name):
             torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_half_precision_keeps_states_and_nearly_the_outputs(log, name, layout):
+    model = build(log, name, layout)
+    batch = to_tensors(next(batches_of(log[0], model).epoch(0)), log[1])
+    u, state = model(batch, model.initial_state(4))
+    # The CPU's autocast takes the same paths as CUDA's.
+    with torch.autocast("cpu", torch.bfloat16):
+        near, near_state = model(batch, model.initial_state(4))
+    near.float().sum().backward()
+    assert near_state.dtype == torch.float32
+    for half, full in ((near.float(), u), (near_state, state)):
+        assert (half - full).abs().mean() < 0.05 * full.abs().mean()
+
+
 def test_without_its_state_connection_it_is_a_tcn_over_sessions():
     torch.manual_seed(1)
     model = HierTCN(CONFIG).eval()
