@@ -4,19 +4,24 @@ One step takes a batch of the queue-based generator, folds its sessions into the
 minimises the loss at every interaction (HierTCN sections 3.5.2 and 3.6.2). States are carried from
 step to step without gradient: back-propagation through time is truncated at the step. After each
 epoch the MRR on a sample of validation sessions decides about the learning rate and about stopping;
-the weights of the best validation are what is kept.
+the weights of the best validation are what is kept. A model's scoring terms are fitted last, on the
+validation sessions (hiertcn/training/term_fitting.py).
 
 Everything random in a step (negatives, dropout) is seeded by the seed and the step's number, so a
 checkpoint needs no generator state, and a resumed run ends in the same bits as an uninterrupted one
 on a CPU with the same number of threads. Memory follows the batch, not the log, but for 8 bytes an
-item and the batch plan. One process, one device.
+item and the batch plan.
+
+Under torchrun every process trains on its share of the lanes (hiertcn/training/distributed.py); the
+first one validates and writes. A checkpoint holds all lanes' states, so another number of processes
+can resume from it, to float tolerance.
 """
 
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -30,8 +35,9 @@ from hiertcn.errors import InputError
 from hiertcn.files import write_json
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatch, SessionBatches
+from hiertcn.sessions.lane_plan import choose_lanes
 from hiertcn.sessions.split import Split
-from hiertcn.sessions.store import SessionStore
+from hiertcn.sessions.store import SessionStore, ranges
 from hiertcn.sessions.transitions import count_transitions
 from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
@@ -39,27 +45,28 @@ from hiertcn.training.checkpoints import (
     WEIGHTS_FILE,
     load_checkpoint,
     load_weights,
+    prefixed,
     save_checkpoint,
     save_weights,
+    under,
 )
+from hiertcn.training.distributed import Ranks, targets_of_ranks
 from hiertcn.training.item_vectors import load_vectors, save_vectors, start_vectors, table_dtype
-from hiertcn.training.lanes import to_tensors
+from hiertcn.training.lanes import LaneBatch, to_tensors
 from hiertcn.training.objective import Objective
 from hiertcn.training.optimizers import DENSE_ITEMS, Optimizers
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.preconditions import check_table, choose_device, model_config
+from hiertcn.training.prefetch import prefetched
 from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.session_model import SessionModel
-from hiertcn.training.term_scores import term_scores, terms_of
+from hiertcn.training.term_fitting import fit_terms
+from hiertcn.training.term_scores import terms_of
 from hiertcn.training.validation import Validation
 from hiertcn.training.whole_history import HistoryModel
 
 CURVE_FILE: Final = "curve.json"
 TRANSITIONS_FOLDER: Final = "transitions"
-
-# At this size of step the products fill a CPU's caches and an epoch still has many updates.
-_INTERACTIONS_PER_STEP = 512
-_FEWEST_LANES, _MOST_LANES = 8, 256
 
 _log = logging.getLogger(__name__)
 
@@ -119,21 +126,22 @@ class _Run:
         self.module, self.model = model, cast(SessionModel, model)
         self.table, self.options, self.output = table, options, output
         self.device = choose_device(options.device)
+        self.ranks = Ranks.join(self.device)
         model.to(self.device)
-        self.lane_count = options.lanes or _lanes_for(
-            store, split.validation_start_us, options.sessions_per_step
-        )
         batched = store
         if isinstance(model, HistoryModel):
             batched = model.learn_from(store, split.validation_start_us)
         self.batches = SessionBatches(
             batched,
-            lanes=self.lane_count,
+            lanes=options.lanes
+            or choose_lanes(store, split.validation_start_us, options.sessions_per_step),
             sessions_per_step=options.sessions_per_step,
             max_length=options.max_length,
             context=self.model.receptive_field,
             end_us=split.validation_start_us,
             seed=options.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
         )
         self.vectors = start_vectors(
             options.item_vectors,
@@ -146,18 +154,7 @@ class _Run:
         )
         self.network = nn.ModuleDict({"model": model, "vectors": self.vectors})
         counts = _target_counts(store, split.validation_start_us, len(table))
-        self.has_terms = terms_of(model) is not None
-        transitions = None
-        if self.has_terms:
-            transitions = count_transitions(store, len(table), end_us=split.validation_start_us)
-        self.objective = Objective(
-            store,
-            self.vectors,
-            counts,
-            options,
-            self.device,
-            term_scores(model, store, transitions, counted=True, device=self.device),
-        )
+        self.objective = Objective(store, self.vectors, counts, options, self.device)
         self.validation = (
             None
             if options.validation_requests == 0
@@ -168,7 +165,6 @@ class _Run:
                 requests=options.validation_requests,
                 seed=options.seed,
                 device=self.device,
-                terms=term_scores(model, store, transitions, counted=False, device=self.device),
             )
         )
         self.store, self.split = store, split
@@ -182,13 +178,14 @@ class _Run:
         self.progress = Progress(learning_rate=options.learning_rate)
         planned = self.batches.steps(0) * options.max_epochs
         self.planned_steps = min(planned, options.max_steps or planned)
+        self.uses_bf16 = options.bf16 and self.device.type == "cuda"
         self.lanes = self._start_lanes()
         self.best: dict[str, Tensor] = {}
         self.identity = {
             "options": {
                 name: value
                 for name, value in options.to_dict().items()
-                if name not in ("max_steps", "max_epochs", "patience", "checkpoint_s")
+                if name not in ("max_steps", "max_epochs", "patience", "checkpoint_s", "prefetch")
             },
             "model": model_config(model),
             "store": store.meta.to_dict(),
@@ -210,16 +207,18 @@ class _Run:
                 f"{path} belongs to a run with another {' and '.join(differing)}; delete it to "
                 "train from the start, or repeat the interrupted call unchanged"
             )
-        self.network.load_state_dict(_under("network.", tensors))
-        self.best = _under("best.", tensors)
-        self.optimizers.restore(_under("optimizers.", tensors))
-        self.lanes = tensors["lanes"].to(self.device)
+        self.network.load_state_dict(under("network.", tensors))
+        self.best = under("best.", tensors)
+        self.optimizers.restore(under("optimizers.", tensors))
+        first = self.batches.first_lane
+        self.lanes = tensors["lanes"][first : first + self.batches.own_lanes].to(self.device)
         self.progress = Progress(**meta["progress"])
         _log.info("resuming after step %d from %s", self.progress.step, path)
         return True
 
     def train(self) -> TrainSummary:
         """Run epochs until one of the limits ends them, then keep the best weights."""
+        self.ranks.share_weights(self.network)
         started = time.monotonic()
         before = self.progress.seconds
         stopped = None
@@ -241,23 +240,24 @@ class _Run:
         last_checkpoint = time.monotonic()
         with self._progress_bar() as bar:
             asked = time.perf_counter()
-            for batch in self.batches.epoch(progress.epoch, progress.step_in_epoch):
+            for batch, tensors in self._batches():
                 waited = time.perf_counter() - asked
                 if options.max_steps and progress.step >= options.max_steps:
                     if progress.steps[-1:] != [progress.step]:
                         self._validate()
                     return f"{options.max_steps} steps done"
                 started = time.perf_counter()
-                self._step(batch)
+                self._step(batch, tensors)
                 progress.training_seconds += waited + time.perf_counter() - started
                 progress.waiting_seconds += waited
-                bar.update(int(batch.is_target.sum()))
+                bar.update(len(batch.targets))
                 bar.set_postfix(loss=f"{progress.mean_loss():.4f}", refresh=False)
                 if options.validate_steps and progress.step % options.validate_steps == 0:
                     self._validate()
                     if progress.stale >= options.patience:
                         return patience_spent
-                if time.monotonic() - last_checkpoint >= options.checkpoint_s:
+                elapsed = time.monotonic() - last_checkpoint
+                if self.ranks.from_first(elapsed, self.device) >= options.checkpoint_s:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
                 asked = time.perf_counter()
@@ -267,36 +267,66 @@ class _Run:
         self.lanes = self._start_lanes()
         return None
 
-    def _step(self, batch: SessionBatch) -> None:
+    def _batches(self) -> Iterator[tuple[SessionBatch, LaneBatch | None]]:
+        """Yield the rest of the epoch, with tensors where they need no gradient."""
+
+        def make() -> Iterator[tuple[SessionBatch, LaneBatch | None]]:
+            for batch in self.batches.epoch(self.progress.epoch, first):
+                yield batch, None if self.vectors.are_trained else self._tensors(batch)
+
+        first = self.progress.step_in_epoch
+        ahead = self.options.prefetch
+        if ahead < 0:
+            ahead = 2 if self.device.type == "cuda" else 0
+        return prefetched(make(), ahead)
+
+    def _tensors(self, batch: SessionBatch) -> LaneBatch:
+        return to_tensors(batch, self.vectors, self.device)
+
+    def _step(self, batch: SessionBatch, tensors: LaneBatch | None) -> None:
         options, progress = self.options, self.progress
         warmth = min(1.0, (progress.step + 1) / max(1, options.warmup_steps))
-        torch.manual_seed(_step_seed(options.seed, progress.step))
+        torch.manual_seed(_step_seed(options.seed, progress.step, self.ranks.rank))
         rng = np.random.default_rng((options.seed, progress.step, 1))
         self.module.train()
-        tensors = to_tensors(batch, self.vectors, self.device)
-        u, lanes = self.model(tensors, self.lanes)
-        loss = self.objective(u, tensors, rng)
+        (targets,) = self.ranks.sum([len(batch.targets)], self.device)
         self.optimizers.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        own_loss = 0.0
+        if tensors is None:
+            tensors = self._tensors(batch)
+        if self.ranks.world_size > 1:
+            pool = targets_of_ranks(self.ranks, self.batches, batch, tensors)
+            tensors = replace(tensors, pool_targets=pool)
+        # A rank whose lanes have ended still takes part in every sum.
+        if len(batch.targets):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16):
+                u, lanes = self.model(tensors, self.lanes)
+            self.lanes = lanes.detach().float()
+            loss = self.objective(u.float(), tensors, rng) * (len(batch.targets) / targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            own_loss = float(loss.detach())
+        self.optimizers.sum_over(self.ranks)
         rate = progress.learning_rate * warmth
         if options.schedule == "cosine":
             done = min(1.0, progress.step / self.planned_steps)
             rate *= 0.5 * (1.0 + math.cos(math.pi * done))
         self.optimizers.step(rate, options.clip)
-        self.lanes = lanes.detach()
 
-        value, targets = float(loss.detach()), len(tensors.targets)
+        (value,) = self.ranks.sum([own_loss], self.device)
         if not np.isfinite(value):
             raise InputError(
                 f"the training loss became {value} at step {progress.step}; lower the learning "
                 f"rate ({options.learning_rate}) or the clip norm ({options.clip})"
             )
-        progress.add_step(value, targets)
+        progress.add_step(value, int(targets))
 
     def _validate(self) -> None:
         progress = self.progress
         self.module.eval()
-        mrr = None if self.validation is None else self.validation.mrr(self.model)
+        mrr = None
+        if self.validation is not None:
+            mrr = self.validation.mrr(self.model) if self.ranks.is_first else 0.0
+            mrr = self.ranks.from_first(mrr, self.device)
         decay = self.options.decay if self.options.schedule == "plateau" else 1.0
         if progress.add_validation(mrr, decay):
             self.best = {
@@ -313,38 +343,22 @@ class _Run:
 
     def _checkpoint(self) -> None:
         tensors = {
-            **_prefixed("network.", self.network.state_dict()),
-            **_prefixed("best.", self.best),
-            **_prefixed("optimizers.", self.optimizers.tensors()),
-            "lanes": self.lanes,
+            **prefixed("network.", self.network.state_dict()),
+            **prefixed("best.", self.best),
+            **prefixed("optimizers.", self.optimizers.tensors()),
+            "lanes": self.ranks.concatenate(self.lanes),
         }
+        if not self.ranks.is_first:
+            return
         meta = {"identity": self.identity, "progress": asdict(self.progress)}
         save_checkpoint(self.output / CHECKPOINT_FILE, tensors, meta)
 
     def _finish(self, stopped: str) -> TrainSummary:
-        progress = self.progress
-        save_weights(self.module, self.output / WEIGHTS_FILE)
-        write_json(self.output / CONFIG_FILE, model_config(self.module))
-        write_json(self.output / CURVE_FILE, progress.curve())
-        save_vectors(self.vectors, self.output, table_dtype(self.table))
-        if self.has_terms:
-            table = count_transitions(self.store, len(self.table), end_us=self.split.test_start_us)
-            table.save(self.output / TRANSITIONS_FOLDER)
-        (self.output / CHECKPOINT_FILE).unlink(missing_ok=True)
-        summary = TrainSummary(
-            steps=progress.step,
-            epochs=progress.epoch,
-            best_step=progress.best_step,
-            train_loss=progress.train_loss[-1],
-            validation_mrr=progress.best_mrr,
-            stopped=stopped,
-            seconds=progress.seconds,
-            interactions_per_s=progress.training_interactions
-            / max(progress.training_seconds, 1e-9),
-            waiting_share=progress.waiting_seconds / max(progress.training_seconds, 1e-9),
-            parameters=sum(weights.numel() for weights in self.module.parameters()),
-            item_parameters=sum(weights.numel() for weights in self.vectors.parameters()),
-        )
+        if self.ranks.is_first:
+            self._fit_terms()
+            self._write()
+        self.ranks.barrier()
+        summary = self.progress.summary(stopped, self.module, self.vectors)
         _log.info(
             "trained %d steps (%s), best validation MRR %.4f at step %d, wrote %s",
             summary.steps,
@@ -355,8 +369,43 @@ class _Run:
         )
         return summary
 
+    def _fit_terms(self) -> None:
+        """Fit the scoring terms, if the model has any, where the network was validated."""
+        if terms_of(self.model) is None:
+            return
+        store, split = self.store, self.split
+        starts = store.session_starts_us()
+        sessions = np.flatnonzero(
+            (starts >= split.validation_start_us) & (starts < split.test_start_us)
+        )
+        if len(sessions) == 0:
+            _log.warning("no session to fit the scoring terms on; they keep their start weights")
+            return
+        transitions = count_transitions(store, len(self.table), end_us=split.validation_start_us)
+        lengths = store.session_offsets[sessions + 1] - store.session_offsets[sessions]
+        fit_terms(
+            self.model,
+            store,
+            self.vectors,
+            transitions,
+            np.repeat(sessions, lengths),
+            ranges(store.session_offsets[sessions], lengths),
+            self.options,
+            self.device,
+        )
+
+    def _write(self) -> None:
+        save_weights(self.module, self.output / WEIGHTS_FILE)
+        write_json(self.output / CONFIG_FILE, model_config(self.module))
+        write_json(self.output / CURVE_FILE, self.progress.curve())
+        save_vectors(self.vectors, self.output, table_dtype(self.table))
+        if terms_of(self.model) is not None:
+            table = count_transitions(self.store, len(self.table), end_us=self.split.test_start_us)
+            table.save(self.output / TRANSITIONS_FOLDER)
+        (self.output / CHECKPOINT_FILE).unlink(missing_ok=True)
+
     def _start_lanes(self) -> Tensor:
-        return self.model.initial_state(self.lane_count).detach().clone()
+        return self.model.initial_state(self.batches.own_lanes).detach().clone()
 
     def _progress_bar(self) -> Any:
         return tqdm(
@@ -365,6 +414,7 @@ class _Run:
             unit=" interactions",
             unit_scale=True,
             mininterval=2,
+            disable=not self.ranks.is_first,
         )
 
 
@@ -374,25 +424,6 @@ def _target_counts(store: SessionStore, end_us: int, items: int) -> NDArray[np.i
     return np.bincount(store.item_rows[learnt], minlength=items)
 
 
-def _lanes_for(store: SessionStore, end_us: int, sessions_per_step: int) -> int:
-    """Return the lanes that give a step about ``_INTERACTIONS_PER_STEP`` interactions."""
-    lengths = np.diff(store.session_offsets)[store.session_starts_us() < end_us]
-    mean = float(lengths.mean()) if len(lengths) else 1.0
-    wanted = round(_INTERACTIONS_PER_STEP / (sessions_per_step * mean))
-    return min(max(wanted, _FEWEST_LANES), _MOST_LANES)
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    entropy = (seed, step, rank) if rank else (seed, step)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

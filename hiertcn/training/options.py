@@ -54,7 +54,9 @@ class TrainOptions:
             validation: the last weights are kept, and there is no early stopping.
         patience: validations without a better MRR before training stops.
         checkpoint_s: seconds between checkpoints; 0 writes one after every step.
-        prefetch: batches that a thread makes ahead of the step; 0 for none.
+        prefetch: batches that a thread makes ahead of a step; 0 for none. -1 chooses 2 on CUDA and
+            0 on a CPU, where the thread takes more from the step than it gives (waiting for data
+            was 1.2% of the time without it, 2.1% with it).
         bf16: run the network in bfloat16 where the device is CUDA; elsewhere it changes nothing.
         seed: of batches, negatives and dropout (the model's weights are the caller's).
         device: auto (CUDA if there is a device), cpu or cuda.
@@ -86,7 +88,7 @@ class TrainOptions:
     validation_requests: int = 4000
     patience: int = 3
     checkpoint_s: float = 30.0
-    prefetch: int = 2
+    prefetch: int = -1
     bf16: bool = False
     seed: int = 0
     device: str = "auto"
@@ -112,10 +114,10 @@ class TrainOptions:
             "validate_steps",
             "validation_requests",
             "checkpoint_s",
-            "prefetch",
             "seed",
         ):
             self._require(name, getattr(self, name) >= 0, "a number >= 0")
+        self._require("prefetch", self.prefetch >= -1, "a whole number >= -1")
         for name in ("learning_rate", "clip", "margin"):
             self._require(name, getattr(self, name) > 0, "a number > 0")
         self._require("decay", 0 < self.decay <= 1, "a number above 0 and at most 1")

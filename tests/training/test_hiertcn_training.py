@@ -91,6 +91,11 @@ def test_one_seed_gives_one_model(log, trained, tmp_path):
     summary = train_hiertcn(again, *log, tmp_path, OPTIONS)
     assert_same(weights(again), trained[1])
     assert summary.validation_mrr == trained[0].validation_mrr
+    threaded = new_model()
+    options = TrainOptions(**{**OPTIONS.to_dict(), "prefetch": 2})
+    summary = train_hiertcn(threaded, *log, tmp_path / "threaded", options)
+    assert_same(weights(threaded), trained[1])
+    assert 0.0 < summary.waiting_share < 1.0
     other = new_model()
     train_hiertcn(other, *log, tmp_path / "other", TrainOptions(**{**OPTIONS.to_dict(), "seed": 1}))
     assert not torch.equal(other.head[0].weight, again.head[0].weight)
