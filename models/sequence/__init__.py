@@ -1,0 +1,1 @@
+"""The sequence networks that HierTCN is compared with, trained by the same loop."""
