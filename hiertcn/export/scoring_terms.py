@@ -11,7 +11,7 @@ from torch import nn
 
 from hiertcn.errors import InputError
 from hiertcn.export.term_gate import NAMES, TermGate
-from hiertcn.sessions.request_features import CONTEXT
+from hiertcn.sessions.request_features import CONTEXT, FEATURES
 
 _CASES: Final = 64
 _ITEMS: Final = 5
@@ -37,9 +37,10 @@ def export_terms(terms: nn.Module, path: Path, *, seed: int = 0) -> float:
     generator = np.random.default_rng(seed)
     dots = generator.normal(size=(_CASES, _ITEMS)).astype(np.float32)
     context = generator.random((_CASES, len(CONTEXT))).astype(np.float32)
-    features = generator.exponential(size=(len(names), _CASES, _ITEMS)).astype(np.float32)
+    features = generator.exponential(size=(len(FEATURES), _CASES, _ITEMS)).astype(np.float32)
+    own = features[[FEATURES.index(name) for name in names]]
     with torch.inference_mode():
-        expected = terms(*map(torch.from_numpy, (dots, context, features))).numpy()
+        expected = terms(*map(torch.from_numpy, (dots, context, own))).numpy()
     got = [gate.at(context[n]).scores(dots[n], features[:, n]) for n in range(_CASES)]
     error = np.abs(np.stack(got) - expected) / np.maximum(1.0, np.abs(expected))
     largest = float(error.max(initial=0.0))

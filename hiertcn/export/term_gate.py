@@ -13,6 +13,7 @@ A model without terms has no such file and scores dot products.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,6 +29,7 @@ NAMES: Final = "terms"
 """Key of the features' names in the file's header, a JSON list."""
 
 _SESSION_ITEMS: Final = "session_items"
+_SESSION_PLACE: Final = FEATURES.index(_SESSION_ITEMS)
 _RECOVERY: Final = "export the model again, or publish the parts of one run"
 
 
@@ -36,23 +38,26 @@ class Mixture:
     """The gate's values at one request.
 
     Attributes:
-        shares: float32 ``[terms]``, ``exp(w_k)``; 0 for the running session's items.
-        session: float32 ``[terms]``, ``d`` for the running session's items, 0 elsewhere.
+        shares: float32 ``[features]``, ``exp(w_k)`` of each of
+            ``hiertcn.sessions.request_features.FEATURES``; 0 for those that are no terms, and for
+            the running session's items.
+        session: ``d``, 0 if the running session's items are no term.
         dot: ``a``, above 0.
         log: ``b``, above 0.
     """
 
     shares: NDArray[np.float32]
-    session: NDArray[np.float32]
+    session: np.float32
     dot: np.float32
     log: np.float32
 
     def scores(
         self, dots: NDArray[np.float32], features: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Scores ``[n]`` of items with dot products ``[n]`` and features ``[terms, n]``."""
+        """Scores ``[n]`` of items with dot products ``[n]`` and all ``features [features, n]``."""
         scores: NDArray[np.float32] = self.dot * dots + self.log * np.log1p(self.shares @ features)
-        return scores + self.session @ features
+        scores += self.session * features[_SESSION_PLACE]
+        return scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +65,9 @@ class TermGate:
     """The learned part of the terms.
 
     Attributes:
-        names: the features, in the order of ``hiertcn.sessions.request_features.FEATURES``.
-        weight: float32 ``[terms + 2, context]``.
-        bias: float32 ``[terms + 2]``.
+        names: the terms, in the order of ``hiertcn.sessions.request_features.FEATURES``.
+        weight: float32 ``[features + 2, context]``, zeros for features that are no terms.
+        bias: float32 ``[features + 2]``.
     """
 
     names: tuple[str, ...]
@@ -97,20 +102,27 @@ class TermGate:
                     f"{path}: the tensor {name} is {what}; expected finite {shape} for the terms "
                     f"{', '.join(names)}: {_RECOVERY}"
                 )
-        return cls(
-            names=names,
-            weight=tensors["weight"].astype(np.float32),
-            bias=tensors["bias"].astype(np.float32),
-        )
+        places = [FEATURES.index(name) for name in names]
+        places += [len(FEATURES), len(FEATURES) + 1]
+        weight = np.zeros((len(FEATURES) + 2, len(CONTEXT)), np.float32)
+        bias = np.zeros(len(FEATURES) + 2, np.float32)
+        weight[places], bias[places] = tensors["weight"], tensors["bias"]
+        return cls(names=names, weight=weight, bias=bias)
 
     def at(self, context: NDArray[np.float32]) -> Mixture:
         """The gate's values for a request's context, float32 ``[context]``."""
-        values = self.weight @ context + self.bias
-        is_session = np.array([name == _SESSION_ITEMS for name in self.names])
+        values = self.weight @ context
+        values += self.bias
         grown = np.exp(values)
         return Mixture(
-            shares=np.where(is_session, np.float32(0), grown[:-2]),
-            session=np.where(is_session, values[:-2], np.float32(0)),
+            shares=grown[:-2] * self._is_share,
+            session=values[_SESSION_PLACE],
             dot=grown[-2],
             log=grown[-1],
+        )
+
+    @cached_property
+    def _is_share(self) -> NDArray[np.float32]:
+        return np.array(
+            [name in self.names and name != _SESSION_ITEMS for name in FEATURES], np.float32
         )

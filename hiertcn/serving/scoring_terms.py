@@ -24,6 +24,9 @@ from hiertcn.sessions.request_features import context_of
 from hiertcn.sessions.transitions import TransitionTable
 
 _MOST_SUPPORT: Final = 4096
+_MEMORY: Final = len(memory.FEATURES)
+_SESSION_ITEMS: Final = memory.FEATURES.index("session_items")
+_SMOOTHING: Final = np.float32(live_counts.SMOOTHING)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class ScoringTerms:
     def __init__(self, gate: TermGate, transitions: TransitionTable) -> None:
         self.gate = gate
         self.memory = MemoryFeatures(transitions)
-        self.of_memory = _Chosen.among(gate, memory.FEATURES)
-        self.of_live = _Chosen.among(gate, live_counts.FEATURES)
+        self.uses_memory = any(name in memory.FEATURES for name in gate.names)
+        self.uses_live = any(name in live_counts.FEATURES for name in gate.names)
 
     @classmethod
     def open(cls, gate: Path, transitions: Path, *, items: int) -> Self:
@@ -99,12 +102,11 @@ class RequestTerms:
     def __init__(self, terms: ScoringTerms, histories: Histories, live: LiveCountsAt) -> None:
         self._terms, self._histories, self._live = terms, histories, live
         mixture = terms.gate.at(context_of(histories)[0])
-        self._dot, self._log = mixture.dot, mixture.log
-        self._shares = mixture.shares[terms.of_memory.terms]
-        self._session = mixture.session[terms.of_memory.terms]
-        self._live_weights = np.zeros(len(live.counts), np.float32)
-        self._live_weights[terms.of_live.places] = mixture.shares[terms.of_live.terms]
-        self._live_weights /= live.totals + np.float32(live_counts.SMOOTHING)
+        self._dot, self._log, self._session = mixture.dot, mixture.log, mixture.session
+        self._memory_weights = mixture.shares[:_MEMORY]
+        self._live_weights: NDArray[np.float32] = mixture.shares[_MEMORY:] / (
+            live.totals + _SMOOTHING
+        )
 
     def of_items(self, dots: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores ``[n]`` of the items ``rows [n]`` with the dot products ``dots [n]``."""
@@ -115,7 +117,7 @@ class RequestTerms:
         scores: NDArray[np.float32] = self._dot * dots
         rows = self._memory_rows()
         added = self._added(rows)
-        if len(self._terms.of_live.terms):
+        if self._terms.uses_live:
             scores_live = self._log * np.log1p(self._live_weights @ self._live.counts)
             added -= scores_live[rows]
             scores += scores_live
@@ -129,7 +131,7 @@ class RequestTerms:
             most_live: of those that only live terms speak for, keep the ones that gain most.
         """
         rows = self._memory_rows()
-        if not len(self._terms.of_live.terms):
+        if not self._terms.uses_live:
             return Support(rows, self._added(rows), self._dot)
         live_rows = self._live.rows
         mixed = self._live_weights @ self._live.counts_of_rows
@@ -145,7 +147,7 @@ class RequestTerms:
 
     def _memory_rows(self) -> NDArray[np.int64]:
         """Rows of all items with any memory feature."""
-        if not len(self._terms.of_memory.terms):
+        if not self._terms.uses_memory:
             return np.empty(0, np.int64)
         found = self._terms.memory.support(self._histories, _MOST_SUPPORT)[0]
         rows: NDArray[np.int64] = found[found >= 0]
@@ -153,34 +155,15 @@ class RequestTerms:
 
     def _added(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the scores of ``rows [n]`` have beside their dot products."""
-        mixed = np.zeros(len(rows), np.float32)
+        mixed: NDArray[np.float32] = np.zeros(len(rows), np.float32)
         session = mixed
-        if len(self._terms.of_memory.terms):
+        if self._terms.uses_memory:
             features = self._terms.memory.of_items(self._histories, rows)[:, 0]
-            features = self._terms.of_memory.of(features)
-            mixed, session = self._shares @ features, self._session @ features
-        if len(self._terms.of_live.terms):
+            mixed = self._memory_weights @ features
+            session = features[_SESSION_ITEMS] * self._session
+        if self._terms.uses_live:
             mixed = mixed + self._live_weights @ self._live.counts[:, rows]
         return self._log * np.log1p(mixed) + session
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """The gate's terms among some features: their places there and in the gate."""
-
-    places: NDArray[np.int64]
-    terms: NDArray[np.int64]
-
-    @classmethod
-    def among(cls, gate: TermGate, features: tuple[str, ...]) -> Self:
-        names = [name for name in gate.names if name in features]
-        return cls(
-            np.array([features.index(name) for name in names], np.int64),
-            np.array([gate.names.index(name) for name in names], np.int64),
-        )
-
-    def of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return features if len(self.places) == len(features) else features[self.places]
 
 
 def one_history(

@@ -32,12 +32,13 @@ def test_the_gate_mixes_as_torch_does(tmp_path: Path, names: tuple[str, ...]) ->
     assert gate.names == names
     context = np.linspace(0, 1, len(CONTEXT), dtype=np.float32)
     dots = np.array([-1.5, 0.0, 2.0], np.float32)
-    features = np.random.default_rng(0).random((len(names), 3)).astype(np.float32)
+    features = np.random.default_rng(0).random((len(FEATURES), 3)).astype(np.float32)
+    own = features[[FEATURES.index(name) for name in names]]
     with torch.no_grad():
         expected = terms(
             torch.from_numpy(dots[None]),
             torch.from_numpy(context[None]),
-            torch.from_numpy(features[:, None]),
+            torch.from_numpy(own[:, None]),
         )[0]
     got = gate.at(context).scores(dots, features)
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
