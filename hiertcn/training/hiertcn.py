@@ -23,13 +23,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.files import write_json
@@ -43,7 +42,6 @@ from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
-    load_checkpoint,
     load_weights,
     prefixed,
     save_checkpoint,
@@ -51,7 +49,13 @@ from hiertcn.training.checkpoints import (
     under,
 )
 from hiertcn.training.distributed import Ranks, targets_of_ranks
-from hiertcn.training.item_vectors import load_vectors, save_vectors, start_vectors, table_dtype
+from hiertcn.training.item_vectors import (
+    load_vectors,
+    restore_unlearnt,
+    save_vectors,
+    start_vectors,
+    table_dtype,
+)
 from hiertcn.training.lanes import LaneBatch, to_tensors
 from hiertcn.training.objective import Objective
 from hiertcn.training.optimizers import DENSE_ITEMS, Optimizers
@@ -59,6 +63,7 @@ from hiertcn.training.options import TrainOptions
 from hiertcn.training.preconditions import check_table, choose_device, model_config
 from hiertcn.training.prefetch import prefetched
 from hiertcn.training.progress import Progress, TrainSummary
+from hiertcn.training.resuming import load_run, run_identity, step_seed
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.term_fitting import fit_terms
 from hiertcn.training.term_scores import terms_of
@@ -84,7 +89,8 @@ def train_hiertcn(
 
     Writes ``config.json``, ``model.safetensors`` and ``curve.json`` (``steps``, ``train_loss``,
     ``validation_mrr``, one entry a validation), and where the item vectors were trained the folder
-    ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``; for a
+    ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``; fine-tuned
+    rows of items that training never saw are those of ``table``. For a
     model with scoring terms also the folder ``transitions``, counted up to the start of the test
     range. While training, ``output`` holds only a checkpoint, from which the same call resumes
     after a kill; it is removed at the end.
@@ -97,8 +103,9 @@ def train_hiertcn(
         split: where validation starts and ends.
         output: folder to write.
         options: see :class:`TrainOptions`.
-        warm_start: folder of an earlier model of the same configuration to start from, its trained
-            item vectors included; items it did not know start from ``table``.
+        warm_start: folder of an earlier model of the same network to start from, its trained item
+            vectors included; items it did not know start from ``table``. Scoring terms are fitted
+            anew, whatever the earlier model had of them.
 
     Raises:
         InputError: the table is too short, of another width, or not finite; a checkpoint or warm
@@ -106,7 +113,7 @@ def train_hiertcn(
     """
     run = _Run(model, store, table, split, Path(output), options)
     if not run.resume() and warm_start is not None:
-        load_weights(model, Path(warm_start) / WEIGHTS_FILE)
+        load_weights(model, Path(warm_start) / WEIGHTS_FILE, without="terms")
         load_vectors(run.vectors, Path(warm_start))
         _log.info("starting from the weights of %s", warm_start)
     return run.train()
@@ -153,8 +160,8 @@ class _Run:
             > max(DENSE_ITEMS, options.random_negatives + options.in_batch_negatives),
         )
         self.network = nn.ModuleDict({"model": model, "vectors": self.vectors})
-        counts = _target_counts(store, split.validation_start_us, len(table))
-        self.objective = Objective(store, self.vectors, counts, options, self.device)
+        self.target_counts = _target_counts(store, split.validation_start_us, len(table))
+        self.objective = Objective(store, self.vectors, self.target_counts, options, self.device)
         self.validation = (
             None
             if options.validation_requests == 0
@@ -181,32 +188,14 @@ class _Run:
         self.uses_bf16 = options.bf16 and self.device.type == "cuda"
         self.lanes = self._start_lanes()
         self.best: dict[str, Tensor] = {}
-        self.identity = {
-            "options": {
-                name: value
-                for name, value in options.to_dict().items()
-                if name not in ("max_steps", "max_epochs", "patience", "checkpoint_s", "prefetch")
-            },
-            "model": model_config(model),
-            "store": store.meta.to_dict(),
-            "table": table.checksum,
-            "split": split.to_dict(),
-        }
+        self.identity = run_identity(options, model_config(model), store, table, split)
 
     def resume(self) -> bool:
         """Continue from the checkpoint in the output folder, if there is one."""
         path = self.output / CHECKPOINT_FILE
         if not path.exists():
             return False
-        tensors, meta = load_checkpoint(path)
-        differing = [
-            name for name, value in self.identity.items() if meta["identity"].get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{path} belongs to a run with another {' and '.join(differing)}; delete it to "
-                "train from the start, or repeat the interrupted call unchanged"
-            )
+        tensors, meta = load_run(path, self.identity)
         self.network.load_state_dict(under("network.", tensors))
         self.best = under("best.", tensors)
         self.optimizers.restore(under("optimizers.", tensors))
@@ -227,6 +216,9 @@ class _Run:
             self.progress.seconds = before + time.monotonic() - started
         self.network.load_state_dict(self.best)
         self.module.eval()
+        if self.options.item_vectors == "fine-tuned":
+            learnt = self.target_counts > 0
+            restore_unlearnt(self.vectors, self.table, learnt)
         return self._finish(stopped)
 
     def _epoch(self) -> str | None:
@@ -238,7 +230,9 @@ class _Run:
         if progress.epoch >= options.max_epochs:
             return f"{options.max_epochs} epochs done"
         last_checkpoint = time.monotonic()
-        with self._progress_bar() as bar:
+        with progress.bar(
+            self.batches.interactions, options.max_epochs, shown=self.ranks.is_first
+        ) as bar:
             asked = time.perf_counter()
             for batch, tensors in self._batches():
                 waited = time.perf_counter() - asked
@@ -286,7 +280,7 @@ class _Run:
     def _step(self, batch: SessionBatch, tensors: LaneBatch | None) -> None:
         options, progress = self.options, self.progress
         warmth = min(1.0, (progress.step + 1) / max(1, options.warmup_steps))
-        torch.manual_seed(_step_seed(options.seed, progress.step, self.ranks.rank))
+        torch.manual_seed(step_seed(options.seed, progress.step, self.ranks.rank))
         rng = np.random.default_rng((options.seed, progress.step, 1))
         self.module.train()
         (targets,) = self.ranks.sum([len(batch.targets)], self.device)
@@ -407,23 +401,8 @@ class _Run:
     def _start_lanes(self) -> Tensor:
         return self.model.initial_state(self.batches.own_lanes).detach().clone()
 
-    def _progress_bar(self) -> Any:
-        return tqdm(
-            total=self.batches.interactions,
-            desc=f"epoch {self.progress.epoch + 1}/{self.options.max_epochs}",
-            unit=" interactions",
-            unit_scale=True,
-            mininterval=2,
-            disable=not self.ranks.is_first,
-        )
-
 
 def _target_counts(store: SessionStore, end_us: int, items: int) -> NDArray[np.int64]:
     lengths = np.diff(store.session_offsets)
     learnt = np.repeat(store.session_starts_us() < end_us, lengths)
     return np.bincount(store.item_rows[learnt], minlength=items)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    entropy = (seed, step, rank) if rank else (seed, step)
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

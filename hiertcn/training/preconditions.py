@@ -1,5 +1,6 @@
 """What must hold before training starts, checked once and named where it does not."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ def model_config(model: nn.Module) -> dict[str, Any]:
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is CUDA where there is a device.
 
+    Under torchrun each process has the CUDA device of its local rank.
+
     Raises:
         InputError: CUDA was asked for and there is none.
     """
@@ -62,4 +65,6 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("TrainOptions.device is cuda but no CUDA device is present; use cpu")
+    if name == "cuda":
+        return torch.device(name, int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(name)

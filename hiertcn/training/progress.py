@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,17 @@ class Progress:
         self.stale += 1
         self.learning_rate *= decay
         return False
+
+    def bar(self, interactions: int, epochs: int, *, shown: bool) -> Any:
+        """Return a bar over the epoch's interactions: done, a second, and the time left."""
+        return tqdm(
+            total=interactions,
+            desc=f"epoch {self.epoch + 1}/{epochs}",
+            unit=" interactions",
+            unit_scale=True,
+            mininterval=2,
+            disable=not shown,
+        )
 
     def summary(self, stopped: str, network: nn.Module, vectors: nn.Module) -> TrainSummary:
         """Return what to report of a run that ended for the reason ``stopped``."""
