@@ -47,6 +47,7 @@ from hiertcn.training.options import TrainOptions
 from hiertcn.training.progress import TrainSummary
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.user_embeddings import embed_before
+from hiertcn.training.whole_history import HistoryModel
 from models.sequence.config import NetworkConfig
 from models.sequence.gru import GRUConfig
 from models.sequence.hierarchical import HierGRUConfig, HRNNConfig
@@ -64,10 +65,11 @@ _LATER_US: Final = 1 << 60
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a network is built and trained."""
+    """How a network is built and trained; ``options.lanes`` 0 is chosen for the size of a step."""
 
     config: NetworkConfig
     options: TrainOptions
+    interactions_per_step: int = 380
 
     def changed(self, changes: Mapping[str, Any]) -> "Setting":
         """Return it with other values, by ``config.<field>`` and ``options.<field>``."""
@@ -75,7 +77,8 @@ class Setting:
         for name, value in changes.items():
             part, _, field = name.partition(".")
             parts[part][field] = value
-        return Setting(
+        return dataclasses.replace(
+            self,
             config=dataclasses.replace(self.config, **parts["config"]),
             options=dataclasses.replace(self.options, **parts["options"]),
         )
@@ -85,23 +88,23 @@ _TRAIN: Final = TrainOptions(
     item_vectors="learned",
     # At least every catalogue here, so the softmax is over all of it.
     random_negatives=20_000,
-    lanes=4,
     sessions_per_step=4,
     learning_rate=3e-3,
     schedule="cosine",
     warmup_steps=100,
-    max_epochs=8,
+    max_epochs=6,
     validation_requests=_VALIDATION_REQUESTS,
     # The curve is for choosing the number of epochs; nothing stops early.
     patience=1000,
     device="cpu",
 )
-_HISTORY: Final = dataclasses.replace(_TRAIN, lanes=4, sessions_per_step=1, max_length=200)
+_HISTORY: Final = dataclasses.replace(_TRAIN, sessions_per_step=1, max_length=200)
 
 SETTINGS: Final[dict[str, Setting]] = {
     "SASRec": Setting(
         config=SASRecConfig(item_dim=64, dropout=0.2, piece=200, context=200),
-        options=dataclasses.replace(_HISTORY, lanes=2, learning_rate=2e-3),
+        options=dataclasses.replace(_HISTORY, learning_rate=2e-3),
+        interactions_per_step=200,
     ),
     "HRNN-Init": Setting(
         config=HRNNConfig(item_dim=96, hidden=96, layers=1, dropout=0.2), options=_TRAIN
@@ -112,7 +115,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     ),
     "GRU": Setting(
         config=GRUConfig(item_dim=96, hidden=96, layers=1, dropout=0.2),
-        options=dataclasses.replace(_HISTORY, lanes=16, max_length=25),
+        options=dataclasses.replace(_HISTORY, max_length=25),
     ),
     "HierGRU": Setting(
         config=HierGRUConfig(item_dim=96, hidden=96, layers=1, dropout=0.2), options=_TRAIN
@@ -223,6 +226,8 @@ def train(
         seed=seed,
         validation_requests=0 if is_test else setting.options.validation_requests,
     )
+    if not options.lanes:
+        options = dataclasses.replace(options, lanes=_lanes(setting, store, limit))
     counts = np.bincount(case.fit.item_rows, minlength=store.meta.items)
     start = np.zeros((len(counts), setting.config.item_dim), np.float32)
     start[:, -1] = popularity_prior(counts)
@@ -242,11 +247,28 @@ def train(
     options = dataclasses.replace(options, max_epochs=read_json(plan)["epochs"])
     began = time.process_time()
     network, summary = run("model", options)
-    facts = {**summary.to_dict(), "cpu_seconds": time.process_time() - began}
+    cpu_seconds = time.process_time() - began
+    facts = {**summary.to_dict(), "cpu_seconds": cpu_seconds, "lanes": options.lanes}
     written = ItemTable.open(folder / "model" / ITEM_TABLE_FOLDER)
     vectors = TrainedVectors(torch.from_numpy(written.gather(np.arange(case.items))))
     curve = read_json(folder / "model" / "curve.json")
     return network.eval(), vectors, {**facts, **curve}
+
+
+def _lanes(setting: Setting, store: SessionStore, end_us: int) -> int:
+    """Return the lanes that give a step the setting's number of interactions."""
+    network = build_network(setting.config)
+    if isinstance(network, HistoryModel):
+        store = network.learn_from(store, end_us)
+    batches = SessionBatches(
+        store,
+        lanes=1,
+        sessions_per_step=1,
+        max_length=setting.options.max_length,
+        end_us=end_us,
+    )
+    per_lane = setting.options.sessions_per_step * batches.interactions / batches.steps(0)
+    return max(1, round(setting.interactions_per_step / per_lane))
 
 
 def _within(
