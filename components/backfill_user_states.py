@@ -1,10 +1,11 @@
-"""Step 9: compute every user's state with the model that will serve."""
+"""Step 10: compute every user's state with the model that will serve."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 
 
 def backfill_user_states(
     lineage: str,
+    items_lineage: str,
     sessions: Input[Dataset],
     item_table: Input[Artifact],
     onnx: Input[Artifact],
@@ -13,9 +14,10 @@ def backfill_user_states(
     """Fold every user's closed sessions through the exported ``gru_step``, and count what serves.
 
     Args:
-        lineage: lineage of the exported models, and so of sessions and item table.
+        lineage: lineage of the exported models, and so of the sessions.
+        items_lineage: lineage of the item table.
         sessions: the session store.
-        item_table: the item table.
+        item_table: the item table that serves.
         onnx: the exported models, the start state and any scoring terms.
         user_states: the state snapshot that the sidecar starts from, with every user's recent
             history, the live counts of the last six hours and, for scoring terms, transitions.

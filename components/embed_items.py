@@ -1,4 +1,4 @@
-"""Step 5: embed every item into the item table, and index it for nearest neighbors."""
+"""Step 5: embed every item into the item table."""
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
@@ -17,10 +17,9 @@ def embed_items(
     item_encoder: Input[Model],
     item_table: Output[Artifact],
     training_table: Output[Artifact],
-    neighbor_index: Output[Artifact],
     popularity: Output[Artifact],
 ) -> str:
-    """Write the item table, its nearest-neighbor index and the items' popularity.
+    """Write the item table and the items' popularity.
 
     The table is written twice by the same encoder: from everything known, for serving, and from
     what was known before the test sessions, for training and evaluating HierTCN.
@@ -29,7 +28,7 @@ def embed_items(
         lineage: lineage of the encoder, and so of graph and snapshot.
         item_table_dtype: float16 or float32.
         graph_half_life_days: age in days at which an interaction counts half in the popularity.
-        seed: seed of the walks, as in training, and of the nearest-neighbor index.
+        seed: seed of the walks, as in training.
         snapshot: the ingested log, for the popularity.
         item_index: id <-> row.
         sessions: the session store, for where the test sessions start.
@@ -39,7 +38,6 @@ def embed_items(
         item_encoder: the trained encoder.
         item_table: the table, one vector a row, the last coordinate a popularity prior.
         training_table: the same without what happened since the test sessions started.
-        neighbor_index: nearest neighbors by inner product over the table.
         popularity: ``popularity.npy``, decayed interaction counts, float32 [items].
 
     Returns:
@@ -60,7 +58,6 @@ def embed_items(
         from hiertcn.graph.walks import importance_neighborhoods
         from hiertcn.items.features import FeatureMatrix
         from hiertcn.items.index import IdIndex
-        from hiertcn.items.neighbors import build_neighbor_index
         from hiertcn.items.prior import popularity_prior
         from hiertcn.items.table import ItemTable, TableDtype
         from hiertcn.sessions.split import split_by_time
@@ -107,6 +104,5 @@ def embed_items(
         with whole_directory(Path(popularity.path)) as folder:
             np.save(folder / "popularity.npy", counts)
         table = write_table(Path(graph.path), counts, Path(item_table.path))
-        built = build_neighbor_index(table, Path(neighbor_index.path), seed=seed)
-        item_table.metadata.update(items=len(table), dim=table.dim, recall=built.recall)
+        item_table.metadata.update(items=len(table), dim=table.dim)
     return running.lineage

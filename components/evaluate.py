@@ -68,12 +68,14 @@ def evaluate(
         from hiertcn.evaluation.protocol import Ranker, build_requests
         from hiertcn.evaluation.report import write_report
         from hiertcn.evaluation.results import kfp_metrics
+        from hiertcn.evaluation.term_section import term_section
         from hiertcn.files import read_json, whole_directory, write_json
         from hiertcn.items.index import IdIndex
         from hiertcn.items.table import ItemTable
         from hiertcn.release.repository import ReleaseRepository
         from hiertcn.sessions.split import split_by_time
         from hiertcn.sessions.store import SessionStore
+        from hiertcn.sessions.transitions import TransitionTable, count_transitions
         from models.baselines import MV, MaxItem
         from models.counting import Popularity
         from models.hiertcn import load_hiertcn
@@ -83,15 +85,36 @@ def evaluate(
         table = ItemTable.open(Path(training_table.path))
         store = SessionStore.open(Path(sessions.path))
         releases = ReleaseRepository(repository)
-        start_us = split_by_time(store).test_start_us
+        split = split_by_time(store)
+        start_us = split.test_start_us
         requests = build_requests(store, start_us, max_requests=max_requests, seed=seed)
         if parent_release:
             unseen_us = releases.manifest(parent_release).watermark_us + 1
             newer = build_requests(store, unseen_us, max_requests=max_requests, seed=seed)
             if unseen_us > start_us and len(newer):
                 start_us, requests = unseen_us, newer
-        rankers: list[Ranker] = [
-            HierTCNRanker(load_hiertcn(Path(model.path)), store, table),
+        trained = Path(model.path)
+        network = load_hiertcn(trained)
+        tuned = trained / "item_table"
+        vectors = ItemTable.open(tuned) if tuned.exists() else table
+        transitions, terms = None, None
+        if network.terms is not None:
+            transitions = TransitionTable.open(trained / "transitions")
+            if start_us > split.test_start_us:
+                # As fresh as the serving release's, and as what this one would serve with.
+                transitions = count_transitions(store, len(table), end_us=start_us)
+            gate = network.terms.gate
+            terms = term_section(
+                network.terms.names, gate.weight.detach().numpy(), gate.bias.detach().numpy()
+            )
+        rankers: list[Ranker] = [HierTCNRanker(network, store, vectors, transitions=transitions)]
+        if network.terms is not None:
+            without_terms = load_hiertcn(trained)
+            without_terms.terms = None
+            rankers.append(
+                HierTCNRanker(without_terms, store, vectors, name="HierTCN without terms")
+            )
+        rankers += [
             Popularity(store, len(table), before_us=start_us).fit(store),
             MV(store, table),
             MaxItem(store, table),
@@ -99,11 +122,13 @@ def evaluate(
         serving = f"release {parent_release}" if parent_release else None
         if serving:
             parent = releases.path(parent_release)
+            counted = parent / "user_states" / "transitions"
             rankers.append(
                 HierTCNRanker(
                     load_hiertcn(parent / "model"),
                     store,
                     ItemTable.open(parent / "item_table"),
+                    transitions=TransitionTable.open(counted) if counted.exists() else None,
                     name=serving,
                 )
             )
@@ -147,6 +172,7 @@ def evaluate(
             data_statistics=read_json(Path(snapshot.path) / "statistics.json"),
             graph_statistics=read_json(Path(graph.path) / "statistics.json"),
             encoder_curve=read_json(Path(item_encoder.path) / "curve.json"),
-            model_curve=read_json(Path(model.path) / "curve.json"),
+            model_curve=read_json(trained / "curve.json"),
+            terms=terms,
         )
     return decision.passed

@@ -1,4 +1,4 @@
-"""Step 8: export the served models to ONNX and prove that they compute the same."""
+"""Step 9: export the served models to ONNX and prove that they compute the same."""
 
 from kfp.dsl import Artifact, Input, Model, Output
 

@@ -1,4 +1,4 @@
-"""Step 10: publish the release and make it serve."""
+"""Step 11: publish the release and make it serve."""
 
 from kfp.dsl import HTML, Artifact, Input, Model
 
@@ -34,7 +34,7 @@ def publish_release(
         item_index: id <-> row.
         features: the items' features, which the next release encodes alike.
         item_encoder: the item encoder, which the next release warm-starts from.
-        item_table: the item table.
+        item_table: the item table that serves.
         neighbor_index: its nearest-neighbor index.
         popularity: decayed interaction counts of the items.
         model: the trained model, which the next release warm-starts from.

@@ -6,6 +6,8 @@ from kfp.dsl import Artifact, Dataset, Input, Model, Output
 def train_hiertcn(
     items_lineage: str,
     sessions_lineage: str,
+    configuration: str,
+    item_vectors: str,
     hidden: int,
     lanes: int,
     sessions_per_step: int,
@@ -26,6 +28,8 @@ def train_hiertcn(
     Args:
         items_lineage: lineage of the item tables.
         sessions_lineage: lineage of the sessions.
+        configuration: best (with scoring terms) or paper.
+        item_vectors: frozen, or fine-tuned from the item table's.
         hidden: coordinates of a GRU layer's state.
         lanes: users trained on side by side.
         sessions_per_step: sessions of each lane in one step.
@@ -38,9 +42,9 @@ def train_hiertcn(
         repository: release repository that holds the serving release.
         parent_release: serving release, 0 if none.
         sessions: the session store.
-        training_table: the item table as of the start of the test sessions; its vectors stay as
-            they are.
-        model: configuration, weights and training curve.
+        training_table: the item table as of the start of the test sessions.
+        model: configuration, weights, training curve; the transitions that scoring terms read, and
+            the item table of fine-tuned vectors.
 
     Returns:
         The lineage of the model.
@@ -49,27 +53,40 @@ def train_hiertcn(
 
     with step("train_hiertcn", locals()) as running:
         import logging
+        from dataclasses import replace
         from pathlib import Path
+        from typing import cast
 
         import torch
 
+        from hiertcn.errors import InputError
         from hiertcn.files import read_json
         from hiertcn.items.table import ItemTable
         from hiertcn.release.repository import ReleaseRepository
+        from hiertcn.sessions.request_features import FEATURES
         from hiertcn.sessions.split import split_by_time
         from hiertcn.sessions.store import SessionStore
         from hiertcn.training.hiertcn import train_hiertcn as train
-        from hiertcn.training.options import TrainOptions
+        from hiertcn.training.options import ItemVectorKind, TrainOptions
         from models.hiertcn import HierTCN, HierTCNConfig
 
         table = ItemTable.open(Path(training_table.path))
-        config = HierTCNConfig(item_dim=table.dim, hidden=hidden)
+        network = replace(HierTCNConfig.paper(table.dim), hidden=hidden)
+        configurations = {"best": replace(network, terms=FEATURES), "paper": network}
+        if configuration not in configurations:
+            raise InputError(
+                f"the configuration is {configuration!r}; expected {' or '.join(configurations)}"
+            )
+        if item_vectors not in ("frozen", "fine-tuned"):
+            raise InputError(f"item_vectors is {item_vectors!r}; expected frozen or fine-tuned")
+        config = configurations[configuration]
         warm_start = None
         if parent_release:
             warm_start = ReleaseRepository(repository).path(parent_release) / "model"
-            if HierTCNConfig.from_dict(read_json(warm_start / "config.json")) != config:
+            parent = HierTCNConfig.from_dict(read_json(warm_start / "config.json"))
+            if replace(parent, terms=()) != network:
                 logging.getLogger("components.train_hiertcn").warning(
-                    "release %d has a model of another shape; training from scratch",
+                    "release %d has a network of another shape; training from scratch",
                     parent_release,
                 )
                 warm_start = None
@@ -83,6 +100,7 @@ def train_hiertcn(
                 split_by_time(store),
                 folder,
                 TrainOptions(
+                    item_vectors=cast(ItemVectorKind, item_vectors),
                     lanes=lanes,
                     sessions_per_step=sessions_per_step,
                     learning_rate=learning_rate,

@@ -1,12 +1,13 @@
 """The daily pipeline: which step reads what, and how each is run.
 
     ingest_events -> build_sessions -> build_item_graph -> train_item_encoder -> embed_items
-      -> train_hiertcn -> evaluate -> (if the gate passes) export_onnx -> backfill_user_states
-      -> publish_release
+      -> train_hiertcn -> evaluate -> (if the gate passes) tune_item_table -> export_onnx
+      -> backfill_user_states -> publish_release
 
 Sessions come before the graph because they say where the test sessions start: what the evaluation
 asks about must not have shaped the item vectors. So graph and item table exist twice, as of then
-(training, evaluation) and as of now (serving), from one encoder.
+(training, evaluation) and as of now (serving), from one encoder. Where HierTCN trains the vectors
+of the former, tune_item_table adds what they learnt to the latter.
 
 The same pipeline is compiled for a cluster and run by Kubeflow's local runner. A step gets the
 pipeline parameters that its function names, the artifacts given here, and the lineage of every
@@ -35,6 +36,7 @@ from components.publish_release import publish_release
 from components.step import SOURCE
 from components.train_hiertcn import train_hiertcn
 from components.train_item_encoder import train_item_encoder
+from components.tune_item_table import tune_item_table
 from hiertcn import __version__
 from hiertcn.errors import InputError
 from pipelines.parameters import PARAMETERS
@@ -224,6 +226,13 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
     )
     # The local runner takes a step's only output in a condition, not one that has a name.
     with dsl.If(evaluated["Output"] == True, name="gate-passed"):  # noqa: E712
+        tuned = steps.add(
+            tune_item_table,
+            lineage=trained["lineage"],
+            embedded_table=embedded["item_table"],
+            training_table=embedded["training_table"],
+            model=trained["model"],
+        )
         exported = steps.add(
             export_onnx,
             lineage=trained["lineage"],
@@ -232,8 +241,9 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
         states = steps.add(
             backfill_user_states,
             lineage=exported["lineage"],
+            items_lineage=tuned["lineage"],
             sessions=sessions["sessions"],
-            item_table=embedded["item_table"],
+            item_table=tuned["item_table"],
             onnx=exported["onnx"],
         )
         steps.add(
@@ -243,8 +253,8 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
             item_index=item_index,
             features=encoder["features"],
             item_encoder=encoder["item_encoder"],
-            item_table=embedded["item_table"],
-            neighbor_index=embedded["neighbor_index"],
+            item_table=tuned["item_table"],
+            neighbor_index=tuned["neighbor_index"],
             popularity=embedded["popularity"],
             model=trained["model"],
             onnx=exported["onnx"],

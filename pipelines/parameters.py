@@ -19,7 +19,8 @@ class Parameter:
     """One pipeline parameter.
 
     ``name`` is the pipeline's input and the components' argument; ``option`` the command line's
-    option where it is not the name with dashes. The type is the default's.
+    option where it is not the name with dashes. The type is the default's; a text with ``choices``
+    must be one of them.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Parameter:
     help: str
     group: str
     unit: str = ""
+    choices: tuple[str, ...] = ()
     option: str = ""
     required: bool = False
 
@@ -38,7 +40,8 @@ class Parameter:
     @property
     def description(self) -> str:
         """The help with the unit, for the command line and for Kubeflow's form."""
-        return f"{self.help} [{self.unit}]" if self.unit else self.help
+        unit = self.unit or " or ".join(self.choices)
+        return f"{self.help} [{unit}]" if unit else self.help
 
 
 _INPUT = "What to read"
@@ -213,6 +216,20 @@ PARAMETERS: Final = (
         help="Element type of the item table.",
     ),
     Parameter(
+        name="configuration",
+        default="best",
+        choices=("best", "paper"),
+        group=_MODEL,
+        help="HierTCN with memory and freshness terms beside the dot product, or as in its paper.",
+    ),
+    Parameter(
+        name="item_vectors",
+        default="frozen",
+        choices=("frozen", "fine-tuned"),
+        group=_MODEL,
+        help="Whether HierTCN takes the items' embeddings as they are or trains them further.",
+    ),
+    Parameter(
         name="max_epochs",
         default=20,
         group=_MODEL,
@@ -347,4 +364,6 @@ def _checked(item: Parameter, value: Any) -> Any:
         return list(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"{item.flag} is {value!r}; expected {kind.__name__}: {item.description}")
+    if item.choices and value not in item.choices:
+        raise InputError(f"{item.flag} is {value!r}; expected {' or '.join(item.choices)}")
     return value

@@ -66,6 +66,8 @@ DEFAULTS: Final[Mapping[str, Resources]] = {
     "embed_items": Resources(cpu="8", memory="32Gi"),
     "train_hiertcn": Resources(cpu="8", memory="32Gi", timeout_s=43_200),
     "evaluate": Resources(cpu="4", memory="16Gi"),
+    # As much as embed_items, whose table it holds in float32.
+    "tune_item_table": Resources(cpu="8", memory="32Gi"),
     "export_onnx": Resources(cpu="2", memory="8Gi"),
     "backfill_user_states": Resources(cpu="8", memory="16Gi"),
     # Its result depends on what is serving, so it is never cached.

@@ -36,6 +36,7 @@ def write_report(
     graph_statistics: Mapping[str, Any] | None = None,
     encoder_curve: Mapping[str, Any] | None = None,
     model_curve: Mapping[str, Any] | None = None,
+    terms: Section | None = None,
 ) -> None:
     """Write the report, whole or not at all.
 
@@ -51,6 +52,7 @@ def write_report(
         graph_statistics: the item graph's statistics.json.
         encoder_curve: the item encoder's curve.json.
         model_curve: HierTCN's curve.json.
+        terms: what `term_section.term_section` made of the model's scoring terms, if it has any.
 
     Raises:
         InputError: the evaluation is not what `EvaluationResult.to_dict` wrote, or the disk is
@@ -66,6 +68,8 @@ def write_report(
         sections += result_sections(evaluation, challenger, serving)
     if gate is not None and gate.checks:
         sections.append(gate_section(gate))
+    if terms is not None:
+        sections.append(terms)
     if encoder_curve or model_curve:
         sections.append(training_section(encoder_curve or {}, model_curve or {}))
     if data_statistics:

@@ -37,14 +37,25 @@ def save_weights(module: HasWeights, path: Path) -> None:
     _save(path, module.state_dict(), {"format": "pt"})
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path, *, without: str = "") -> None:
     """Load weights that :func:`save_weights` wrote, strictly: same names, same shapes.
+
+    Args:
+        module: to load into.
+        path: the file.
+        without: name of a part of the module that keeps its weights, whatever the file has of it;
+            empty for none.
 
     Raises:
         InputError: the file is missing or damaged, or its tensors do not fit the module.
     """
-    tensors = read_tensors(path)
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+    def is_wanted(name: str) -> bool:
+        return not (without and name.startswith(f"{without}."))
+
+    state = {name: value for name, value in module.state_dict().items() if is_wanted(name)}
+    tensors = {name: value for name, value in read_tensors(path).items() if is_wanted(name)}
+    own = {name: tuple(value.shape) for name, value in state.items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != given:
         name = sorted(set(own.items()) ^ set(given.items()))[0][0]
@@ -52,7 +63,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{path} does not fit the model: tensor {name} is {given.get(name, 'absent')}, "
             f"expected {own.get(name, 'no such tensor')}; load it with its own configuration"
         )
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=not without)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -90,10 +90,10 @@ def train_hiertcn(
     Writes ``config.json``, ``model.safetensors`` and ``curve.json`` (``steps``, ``train_loss``,
     ``validation_mrr``, one entry a validation), and where the item vectors were trained the folder
     ``item_table`` (with one-hot items also ``output_table``), in the dtype of ``table``; fine-tuned
-    rows of items that training never saw are those of ``table``. For a
-    model with scoring terms also the folder ``transitions``, counted up to the start of the test
-    range. While training, ``output`` holds only a checkpoint, from which the same call resumes
-    after a kill; it is removed at the end.
+    rows of items that training never saw are those of ``table``. For a model with scoring terms
+    also the folder ``transitions``, counted up to the start of the test range. While training,
+    ``output`` holds only a checkpoint, from which the same call resumes after a kill; it is removed
+    at the end.
 
     Args:
         model: a :class:`hiertcn.training.session_model.SessionModel` with a ``config``, e.g.
@@ -217,8 +217,7 @@ class _Run:
         self.network.load_state_dict(self.best)
         self.module.eval()
         if self.options.item_vectors == "fine-tuned":
-            learnt = self.target_counts > 0
-            restore_unlearnt(self.vectors, self.table, learnt)
+            restore_unlearnt(self.vectors, self.table, self.target_counts > 0)
         return self._finish(stopped)
 
     def _epoch(self) -> str | None:

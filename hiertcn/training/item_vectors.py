@@ -244,6 +244,22 @@ def load_vectors(vectors: ItemVectors, directory: Path) -> None:
             part[: len(table)] = torch.from_numpy(table.gather(np.arange(len(table)))).to(part)
 
 
+def restore_unlearnt(vectors: ItemVectors, table: ItemTable, learnt: NDArray[np.bool_]) -> None:
+    """Give fine-tuned rows that no interaction has taught their start again.
+
+    Such an item was only ever a negative: it has learnt that nobody wants it, and not what it is.
+
+    Args:
+        vectors: trained from ``table``.
+        table: the start.
+        learnt: bool ``[items]``, which items were interacted with in training.
+    """
+    rows = np.flatnonzero(~learnt)
+    for part in _tables(vectors).values():
+        with torch.no_grad():
+            part[torch.from_numpy(rows)] = torch.from_numpy(table.gather(rows)).to(part)
+
+
 def table_dtype(table: ItemTable) -> TableDtype:
     """Return the dtype a table is stored in."""
     return cast(TableDtype, table.vectors.dtype.name)
