@@ -86,3 +86,32 @@ def catalogue_softmax(positive: Tensor, scores: Tensor) -> Tensor:
         ``[n]``.
     """
     return torch.logsumexp(scores, dim=1) - positive
+
+
+def approximate_mrr(
+    positive: Tensor,
+    negatives: Tensor,
+    mask: Tensor,
+    log_expected: Tensor | None = None,
+    temperature: float = 0.2,
+) -> Tensor:
+    """Minus the reciprocal of a smoothed rank (ApproxNDCG's rank; Qin, Liu and Li 2010).
+
+    ``-1 / (1 + sum_i s((c_i u - x u) / temperature) / E_i)``: as the temperature falls it becomes
+    minus the reciprocal rank, so its mean is what MRR measures, where a likelihood spends as much
+    on targets that end up far down anyway.
+
+    Args:
+        positive: ``[n]`` float.
+        negatives: ``[n, m]`` float.
+        mask: ``[n, m]`` bool, true where a negative counts.
+        log_expected: ``[m]`` or ``[n, m]`` float, see `softmax`, or None for ``E = 1``.
+        temperature: difference of scores at which a rank is crossed.
+
+    Returns:
+        ``[n]``, -1 for a target without negatives.
+    """
+    beaten = torch.sigmoid((negatives - positive.unsqueeze(1)) / temperature) * mask
+    if log_expected is not None:
+        beaten = beaten * torch.exp(-log_expected)
+    return -1.0 / (1.0 + beaten.sum(1))

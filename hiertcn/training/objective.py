@@ -27,6 +27,7 @@ from hiertcn.training.options import TrainOptions
 from hiertcn.training.term_scores import TermScores, contained
 
 _REMEMBERED_NEGATIVES = 64
+_LIKELIHOOD_SHARE = 0.1
 
 
 class Targets(Protocol):
@@ -111,6 +112,11 @@ class Objective:
                 loss = losses.softmax(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
                 loss = loss + options.impression_weight * losses.softmax(positive, *shown)
+            return loss.mean()
+        if options.loss == "mrr":
+            loss = _reciprocal_rank(positive, *self._score_pool(u, batch, rng))
+            if shown is not None:
+                loss = loss + options.impression_weight * _reciprocal_rank(positive, *shown)
             return loss.mean()
         pool, pool_mask, _ = self._score_pool(u, batch, rng)
         if shown is not None:
@@ -209,3 +215,13 @@ def score_shown(
     # A batched product of matrix and vector is five times slower on a CPU.
     scores = scores.index_put((owner, place), (vectors * u.index_select(0, owner)).sum(1))
     return scores, mask
+
+
+def _reciprocal_rank(
+    positive: Tensor, negatives: Tensor, mask: Tensor, log_expected: Tensor | None = None
+) -> Tensor:
+    """Return the MRR's loss with a little likelihood, which alone reaches targets far down."""
+    likelihood = losses.softmax(positive, negatives, mask, log_expected)
+    return losses.approximate_mrr(positive, negatives, mask, log_expected) + (
+        _LIKELIHOOD_SHARE * likelihood
+    )

@@ -6,8 +6,8 @@ from typing import Any, Final, Literal
 
 from hiertcn.errors import InputError
 
-Loss = Literal["softmax", "nce", "bpr", "hinge", "l2"]
-LOSSES: Final = ("softmax", "nce", "bpr", "hinge", "l2")
+Loss = Literal["softmax", "nce", "bpr", "hinge", "l2", "mrr"]
+LOSSES: Final = ("softmax", "nce", "bpr", "hinge", "l2", "mrr")
 
 Schedule = Literal["plateau", "cosine"]
 SCHEDULES: Final = ("plateau", "cosine")
@@ -39,7 +39,7 @@ class TrainOptions:
         decay: factor on the learning rate at each validation without improvement; 1 for none.
         weight_decay: decoupled, as in AdamW; 0 for none.
         clip: largest norm of a step's gradient.
-        loss: softmax (sampled, logQ-corrected) or one of Eq. 13-16.
+        loss: softmax (sampled, logQ-corrected), one of Eq. 13-16, or mrr (a smoothed MRR).
         margin: delta of the hinge loss.
         random_negatives: random items in the pool that all targets of a step share.
         in_batch_negatives: at most this many of the step's targets join the pool. A catalogue no

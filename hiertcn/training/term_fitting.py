@@ -12,7 +12,7 @@ seconds.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -25,12 +25,12 @@ from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.objective import Objective
-from hiertcn.training.options import TrainOptions
+from hiertcn.training.options import Loss, TrainOptions
 from hiertcn.training.session_model import SessionModel
 from hiertcn.training.term_scores import term_scores, terms_of
 from hiertcn.training.user_embeddings import embed_before
 
-_STEPS: Final = 300
+_STEPS: Final = 250
 _TARGETS_PER_STEP: Final = 256
 _LEARNING_RATE: Final = 0.06
 _MOST_TARGETS: Final = 20_000
@@ -59,8 +59,9 @@ def fit_terms(
 ) -> float:
     """Fit the terms of ``model`` in place, and return the loss of the last steps.
 
-    The loss is the training objective's (softmax over the catalogue, or over a pool and what was
-    shown), over the terms alone: the network and the item vectors stay as they are.
+    The loss is the training objective's over the terms alone (over the catalogue, or over a pool
+    and what was shown): first the likelihood, which finds its way from anywhere, then the smoothed
+    MRR. The network and the item vectors stay as they are.
 
     Args:
         model: with scoring terms; ends in evaluation mode.
@@ -88,21 +89,21 @@ def fit_terms(
         ]
     ).clone()
     rows = np.asarray(store.item_rows[interaction]).astype(np.int64)
-    objective = Objective(
-        store,
-        vectors,
-        np.bincount(rows, minlength=len(vectors)),
-        options,
-        torch.device(device),
-        term_scores(model, store, transitions, counted=False, device=device),
-    )
+    scores = term_scores(model, store, transitions, counted=False, device=device)
+    counts = np.bincount(rows, minlength=len(vectors))
+
+    def objective(loss: Loss) -> Objective:
+        fitted = replace(options, loss=loss)
+        return Objective(store, vectors, counts, fitted, torch.device(device), scores)
+
+    stages = [objective("softmax")] * _STEPS + [objective("mrr")] * _STEPS
     terms.reset_parameters()
     optimizer = torch.optim.Adam(terms.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer, start_factor=1.0, end_factor=0.01, total_iters=_STEPS
+        optimizer, start_factor=1.0, end_factor=0.01, total_iters=len(stages)
     )
     recent = []
-    for _ in tqdm(range(_STEPS), desc="fit terms", unit="step", mininterval=2):
+    for stage in tqdm(stages, desc="fit terms", unit="step", mininterval=2):
         chosen = _draw(len(rows), rng)
         target_rows = torch.from_numpy(rows[chosen]).to(device)
         with torch.no_grad():
@@ -114,7 +115,7 @@ def fit_terms(
             interactions=interaction[chosen],
             pool_targets=rows[chosen],
         )
-        loss = objective(u[torch.from_numpy(chosen).to(device)], batch, rng)
+        loss = stage(u[torch.from_numpy(chosen).to(device)], batch, rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

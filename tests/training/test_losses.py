@@ -81,3 +81,22 @@ def test_log_q_estimates_the_catalogue_without_bias():
     loss = losses.softmax(scores[target].expand(draws), negatives, mask, log_expected)
     partition = (loss + scores[target]).exp().mean().item()
     assert partition == pytest.approx(scores.exp().sum().item(), rel=0.02)
+
+
+def test_approximate_mrr():
+    # Row 0: 1 + s(0) + s(log 2) = 1 + 1/2 + 2/3. Row 1: 1 + 3 s(-log 3) = 1 + 3/4.
+    expected = [-1 / (1 + 1 / 2 + 2 / 3), -1 / (1 + 3 / 4)]
+    found = losses.approximate_mrr(POSITIVE, NEGATIVES, MASK, temperature=1.0)
+    assert found.tolist() == pytest.approx(expected)
+    # Each negative stands for two: 1 + 2 s(0) + 2 s(log 2).
+    drawn = torch.full((3,), math.log(0.5))
+    doubled = losses.approximate_mrr(POSITIVE, NEGATIVES, MASK, drawn, temperature=1.0)
+    assert doubled.tolist() == pytest.approx([-1 / (1 + 1 + 4 / 3), -1 / (1 + 3 / 2)])
+
+
+def test_approximate_mrr_becomes_the_reciprocal_rank():
+    scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    positive, everything = scores[:, 0], torch.ones(20, 29, dtype=torch.bool)
+    ranks = 1 + (scores[:, 1:] > scores[:, :1]).sum(1)
+    cold = losses.approximate_mrr(positive, scores[:, 1:], everything, temperature=1e-6)
+    torch.testing.assert_close(cold, -1.0 / ranks)
