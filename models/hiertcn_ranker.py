@@ -54,7 +54,7 @@ class HierTCNRanker:
                 f"{name} has the scoring terms {', '.join(model.config.terms)} but no transition "
                 "table; expected the folder `transitions` of its model"
             )
-        self._terms = term_scores(model, store, transitions, counted=False, device=device)
+        self._terms = term_scores(model, store, transitions, device=device)
 
     @property
     def items(self) -> int:

@@ -13,9 +13,6 @@ Four non-negative numbers for an item, zero for nearly all of them:
 A learned gate (models/scoring_terms.py) mixes them into the scores. Training, evaluation and the
 sidecar call the same function on the same histories, so their scores agree. A request costs about
 20 microseconds beside reading the answer.
-
-In training, the transition that the target itself contributed is left out of the table, or the gate
-would learn to trust a table that already knows the answer.
 """
 
 from dataclasses import dataclass
@@ -92,8 +89,6 @@ class MemoryFeatures:
 
     def __init__(self, table: TransitionTable) -> None:
         self._table = table
-        options = table.options
-        self._pair_weights = options.decay ** np.arange(options.reach + 1, dtype=np.float64)
         self._scratch = np.zeros((len(FEATURES), len(table)), np.float32)
 
     @property
@@ -101,24 +96,16 @@ class MemoryFeatures:
         """Length of the catalogue."""
         return len(self._table)
 
-    def of_catalogue(
-        self, histories: Histories, leave_out: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
-        """Return the features of all items, float32 ``[features, n, items]``.
-
-        Args:
-            histories: ``n`` of them.
-            leave_out: int64 ``[n]``, the item rows that came next, where the table counted them.
-        """
+    def of_catalogue(self, histories: Histories) -> NDArray[np.float32]:
+        """Return the features of all items for ``n`` histories: ``[features, n, items]``."""
         out = np.zeros((len(FEATURES), len(histories), self.items), np.float32)
-        _fill_catalogue(out, *self._inputs(histories, leave_out))
+        _fill_catalogue(out, *self._inputs(histories))
         return out
 
     def of_items(
         self,
         histories: Histories,
         rows: NDArray[np.integer[Any]],
-        leave_out: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """Return the features of the asked items, float32 ``[features, n, count]``.
 
@@ -126,12 +113,11 @@ class MemoryFeatures:
             histories: ``n`` of them.
             rows: item rows, ``[n, count]``, or ``[count]`` asked of every history; negative rows
                 get zeros.
-            leave_out: see `of_catalogue`.
         """
         shared = rows.ndim == 1
         asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
         out = np.zeros((len(FEATURES), len(histories), asked.shape[1]), np.float32)
-        _fill_items(out, self._scratch, asked, shared, *self._inputs(histories, leave_out))
+        _fill_items(out, self._scratch, asked, shared, *self._inputs(histories))
         return out
 
     def support(self, histories: Histories, most: int) -> NDArray[np.int64]:
@@ -140,22 +126,20 @@ class MemoryFeatures:
         Where there are more than ``most``, those with the largest sum of features are kept.
         """
         out = np.full((len(histories), most), -1, np.int64)
-        _find_support(out, self._scratch, *self._inputs(histories, None))
+        _find_support(out, self._scratch, *self._inputs(histories))
         return out
 
-    def _inputs(self, histories: Histories, leave_out: NDArray[np.int64] | None) -> Any:
+    def _inputs(self, histories: Histories) -> Any:
         table = self._table
         return (
             histories.rows,
             histories.sessions,
             histories.offsets,
             histories.running,
-            np.full(len(histories), -1, np.int64) if leave_out is None else leave_out,
             table.offsets,
             table.followers,
             table.weights,
             table.totals,
-            self._pair_weights,
         )
 
 
@@ -166,19 +150,16 @@ def _add_features(
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
     running: NDArray[np.int64],
-    leave_out: NDArray[np.int64],
     table_offsets: NDArray[np.int64],
     followers: NDArray[np.int32],
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
-    pair_weights: NDArray[np.float64],
     features: NDArray[np.float32],
 ) -> None:
     """Add one request's features to ``features [4, items]``."""
     items = len(totals)
     first, end = offsets[request], offsets[request + 1]
     session_start = end - running[request]
-    target = leave_out[request]
 
     context_start = session_start if session_start < end else first
     context_start = max(context_start, end - _CONTEXT)
@@ -190,18 +171,11 @@ def _add_features(
     for place in range(end - 1, context_start - 1, -1):
         item = rows[place]
         if 0 <= item < items:
-            own = 0.0
-            if target >= 0 and place >= session_start and end - place < len(pair_weights):
-                own = pair_weights[end - place - 1]
-            total = totals[item] - own
-            if total > 1e-6:
+            total = totals[item]
+            if total > 0.0:
                 share = weight / (weight_sum * total)
                 for entry in range(table_offsets[item], table_offsets[item + 1]):
-                    follower = followers[entry]
-                    value = weights[entry]
-                    if follower == target:
-                        value = max(value - own, 0.0)
-                    features[0, follower] += share * value
+                    features[0, followers[entry]] += share * weights[entry]
         weight *= _CONTEXT_DECAY
 
     # Twice: what is added is a share of the sum.
@@ -283,12 +257,10 @@ def _fill_catalogue(
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
     running: NDArray[np.int64],
-    leave_out: NDArray[np.int64],
     table_offsets: NDArray[np.int64],
     followers: NDArray[np.int32],
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
-    pair_weights: NDArray[np.float64],
 ) -> None:
     for request in range(len(running)):
         _add_features(
@@ -297,12 +269,10 @@ def _fill_catalogue(
             sessions,
             offsets,
             running,
-            leave_out,
             table_offsets,
             followers,
             weights,
             totals,
-            pair_weights,
             out[:, request],
         )
 
@@ -317,12 +287,10 @@ def _fill_items(
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
     running: NDArray[np.int64],
-    leave_out: NDArray[np.int64],
     table_offsets: NDArray[np.int64],
     followers: NDArray[np.int32],
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
-    pair_weights: NDArray[np.float64],
 ) -> None:
     for request in range(len(running)):
         _add_features(
@@ -331,12 +299,10 @@ def _fill_items(
             sessions,
             offsets,
             running,
-            leave_out,
             table_offsets,
             followers,
             weights,
             totals,
-            pair_weights,
             scratch,
         )
         mine = asked[0] if shared else asked[request]
@@ -355,12 +321,10 @@ def _find_support(
     sessions: NDArray[np.int64],
     offsets: NDArray[np.int64],
     running: NDArray[np.int64],
-    leave_out: NDArray[np.int64],
     table_offsets: NDArray[np.int64],
     followers: NDArray[np.int32],
     weights: NDArray[np.float32],
     totals: NDArray[np.float32],
-    pair_weights: NDArray[np.float64],
 ) -> None:
     for request in range(len(running)):
         _add_features(
@@ -369,12 +333,10 @@ def _find_support(
             sessions,
             offsets,
             running,
-            leave_out,
             table_offsets,
             followers,
             weights,
             totals,
-            pair_weights,
             scratch,
         )
         first, end = offsets[request], offsets[request + 1]

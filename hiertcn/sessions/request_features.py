@@ -44,8 +44,6 @@ class RequestFeatures:
         names: the features to compute, from `FEATURES`, in that order.
         store: the histories, and the interactions that are live.
         transitions: which items follow which.
-        counted: whether the table counted this store's transitions: then each interaction's own is
-            left out (training).
         end_us: interactions at or after it are not live, in microseconds; None: all are.
 
     Raises:
@@ -58,7 +56,6 @@ class RequestFeatures:
         store: SessionStore,
         transitions: TransitionTable,
         *,
-        counted: bool,
         end_us: int | None = None,
     ) -> None:
         if list(names) != [name for name in FEATURES if name in names]:
@@ -67,7 +64,7 @@ class RequestFeatures:
                 "this order"
             )
         self.names = names
-        self._store, self._counted = store, counted
+        self._store = store
         self._memory = MemoryFeatures(transitions)
         self._live: LiveShares | None = None
         if any(name in live_counts.FEATURES for name in names):
@@ -89,8 +86,7 @@ class RequestFeatures:
             interaction: int64 ``[n]``, the interactions that are asked about.
         """
         histories = histories_before(self._store, session, interaction)
-        leave_out = self._left_out(interaction)
-        parts = [self._memory.of_catalogue(histories, leave_out)]
+        parts = [self._memory.of_catalogue(histories)]
         if self._live is not None:
             parts.append(self._live.of_catalogue(self._store.timestamps_us[interaction]))
         return sparse(self._choose(parts)), context_of(histories)
@@ -110,7 +106,7 @@ class RequestFeatures:
                 rows get zeros.
         """
         histories = histories_before(self._store, session, interaction)
-        parts = [self._memory.of_items(histories, rows, self._left_out(interaction))]
+        parts = [self._memory.of_items(histories, rows)]
         if self._live is not None:
             times_us = self._store.timestamps_us[interaction]
             parts.append(self._live.of_items(times_us, rows))
@@ -121,9 +117,6 @@ class RequestFeatures:
     ) -> NDArray[np.int64]:
         """Return up to ``most`` items that memory brings up, int64 ``[n, most]``, -1 if fewer."""
         return self._memory.support(histories_before(self._store, session, interaction), most)
-
-    def _left_out(self, interaction: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        return self._store.item_rows[interaction].astype(np.int64) if self._counted else None
 
     def _choose(self, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         everything = np.concatenate(parts) if len(parts) > 1 else parts[0]

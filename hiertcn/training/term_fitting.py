@@ -89,7 +89,7 @@ def fit_terms(
         ]
     ).clone()
     rows = np.asarray(store.item_rows[interaction]).astype(np.int64)
-    scores = term_scores(model, store, transitions, counted=False, device=device)
+    scores = term_scores(model, store, transitions, device=device)
     counts = np.bincount(rows, minlength=len(vectors))
 
     def objective(loss: Loss) -> Objective:

@@ -99,7 +99,6 @@ def term_scores(
     store: SessionStore,
     transitions: TransitionTable | None,
     *,
-    counted: bool,
     device: torch.device | str,
     end_us: int | None = None,
 ) -> TermScores | None:
@@ -109,7 +108,6 @@ def term_scores(
         model: anything with a ``terms`` module or None.
         store: the histories.
         transitions: the table the model was trained with; needed if it has terms.
-        counted: see `hiertcn.sessions.request_features.RequestFeatures`.
         device: where scores live.
         end_us: see `hiertcn.sessions.request_features.RequestFeatures`.
     """
@@ -117,7 +115,7 @@ def term_scores(
     if terms is None:
         return None
     assert transitions is not None
-    features = RequestFeatures(terms.names, store, transitions, counted=counted, end_us=end_us)
+    features = RequestFeatures(terms.names, store, transitions, end_us=end_us)
     return TermScores(terms, features, device)
 
 

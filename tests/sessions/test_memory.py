@@ -93,10 +93,9 @@ def test_options_out_of_range_are_named(options, message):
         TransitionOptions(**options)
 
 
-def reference_features(past, running, table, leave_out=None):
+def reference_features(past, running, table):
     """Features ``[4, items]`` after the sessions ``past`` and the items ``running``."""
     features = np.zeros((4, ITEMS))
-    reach, decay = table.options.reach, table.options.decay
     shares = defaultdict(dict)
     for item in range(ITEMS):
         for entry in range(table.offsets[item], table.offsets[item + 1]):
@@ -105,16 +104,10 @@ def reference_features(past, running, table, leave_out=None):
     context = (running or flat)[-12:]
     norm = sum(0.6**back for back in range(len(context)))
     for back, item in enumerate(reversed(context)):
-        own = 0.0
-        if leave_out is not None and running and back + 1 <= reach:
-            own = decay**back
-        total = table.totals[item] - own
-        if total <= 1e-6:
+        if table.totals[item] == 0:
             continue
         for follower, weight in shares[item].items():
-            if follower == leave_out:
-                weight = max(weight - own, 0.0)
-            features[0, follower] += 0.6**back / norm * weight / total
+            features[0, follower] += 0.6**back / norm * weight / table.totals[item]
 
     sessions = [*past, running]
     for back in range(1, 4):
@@ -144,24 +137,20 @@ def reference_features(past, running, table, leave_out=None):
 
 
 @settings(max_examples=40, deadline=None)
-@given(users=USERS, data=st.data())
-def test_memory_equals_its_definition(stores, users, data):
+@given(users=USERS)
+def test_memory_equals_its_definition(stores, users):
     store = stores(users)
     table = count_transitions(store, ITEMS, TransitionOptions(reach=3, decay=0.5))
     interactions = np.arange(store.meta.interactions)
     sessions = np.searchsorted(store.session_offsets, interactions, side="right") - 1
-    counted = data.draw(st.booleans())
-    leave_out = store.item_rows[interactions].astype(np.int64) if counted else None
     histories = histories_before(store, sessions, interactions)
-    found = MemoryFeatures(table).of_catalogue(histories, leave_out)
+    found = MemoryFeatures(table).of_catalogue(histories)
 
     request = 0
     for user in users:
         for number, session in enumerate(user):
-            for place, target in enumerate(session):
-                expected = reference_features(
-                    user[:number], session[:place], table, target if counted else None
-                )
+            for place in range(len(session)):
+                expected = reference_features(user[:number], session[:place], table)
                 np.testing.assert_allclose(found[:, request], expected, atol=1e-5)
                 request += 1
 
@@ -256,15 +245,15 @@ def test_request_features_choose_and_join_what_is_named(stores):
     table = count_transitions(store, ITEMS)
     interactions = np.array([2, 6])
     sessions = np.array([0, 1])
-    everything = RequestFeatures(FEATURES, store, table, counted=False)
+    everything = RequestFeatures(FEATURES, store, table)
     sparse, context = everything.of_catalogue(sessions, interactions)
     dense = np.zeros((len(FEATURES), 2 * ITEMS), np.float32)
     dense[:, sparse.index] = sparse.values
     asked, same_context = everything.of_items(sessions, interactions, np.arange(ITEMS))
     np.testing.assert_array_equal(dense.reshape(asked.shape), asked)
     np.testing.assert_array_equal(context, same_context)
-    some = RequestFeatures(("past_items", "live_1h"), store, table, counted=False)
+    some = RequestFeatures(("past_items", "live_1h"), store, table)
     chosen, _ = some.of_items(sessions, interactions, np.arange(ITEMS))
     np.testing.assert_array_equal(chosen, asked[[2, 5]])
     with pytest.raises(InputError, match="in this order"):
-        RequestFeatures(("live_1h", "past_items"), store, table, counted=False)
+        RequestFeatures(("live_1h", "past_items"), store, table)
