@@ -27,7 +27,7 @@ from hiertcn.serving.record import user_key
 
 _log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"HTCNLOG1"
+MAGIC: Final = b"HTCNLOG1"
 _FRAME: Final = struct.Struct("<II")
 _INTERACTION: Final = struct.Struct("<BxHHHqqQ")
 _DELETION: Final = struct.Struct("<B7xq16s")
@@ -131,7 +131,7 @@ class EventLog:
     @property
     def is_full(self) -> bool:
         """Whether the open segment is due for :meth:`rotate`."""
-        if self._position.offset <= len(_MAGIC):
+        if self._position.offset <= len(MAGIC):
             return False
         age_s = time.monotonic() - self._opened_at
         return self._position.offset >= self._segment_bytes or age_s >= self._segment_age_s
@@ -180,9 +180,16 @@ class EventLog:
             for end, entry in read_segment(path, start):
                 yield Position(number, end), entry
 
+    def segments(self, until: Position) -> list[tuple[Path, int | None]]:
+        """The segments up to a position, oldest first, and where each ends (None: as the file)."""
+        numbers = [number for number in _numbers(self._directory) if number <= until.segment]
+        ends = [until.offset if number == until.segment else None for number in numbers]
+        paths = [_segment_path(self._directory, number) for number in numbers]
+        return list(zip(paths, ends, strict=True))
+
     def rotate(self) -> int | None:
         """Seal the open segment and begin the next; return the sealed one, None if it is empty."""
-        if self._position.offset <= len(_MAGIC):
+        if self._position.offset <= len(MAGIC):
             return None
         sealed = self._position.segment
         os.close(self._descriptor)
@@ -228,7 +235,7 @@ class EventLog:
             or not (whole or order < deleted[key])
         ]
         with whole_file(segment.path) as aside:
-            aside.write_bytes(_MAGIC + b"".join(_framed(entry) for entry in kept))
+            aside.write_bytes(MAGIC + b"".join(_framed(entry) for entry in kept))
 
     def drop(self, number: int) -> None:
         """Remove a sealed, exported segment."""
@@ -249,7 +256,7 @@ class EventLog:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o640)
         if os.fstat(self._descriptor).st_size == 0:
-            _write_all(self._descriptor, _MAGIC)
+            _write_all(self._descriptor, MAGIC)
             os.fsync(self._descriptor)
             _sync_directory(self._directory)
         self._position = Position(number, os.fstat(self._descriptor).st_size)
@@ -272,9 +279,9 @@ def read_segment(path: Path, start: int = 0) -> Iterator[tuple[int, Entry]]:
         InputError: the file is no segment, or an entry is damaged, naming the offset.
     """
     data = path.read_bytes()
-    if data[: len(_MAGIC)] != _MAGIC:
+    if data[: len(MAGIC)] != MAGIC:
         raise InputError(f"{path} is not an event log segment; move it out of the state folder")
-    at = max(start, len(_MAGIC))
+    at = max(start, len(MAGIC))
     while at < len(data):
         entry, end = _entry_at(data, at)
         if entry is None:
@@ -288,12 +295,12 @@ def read_segment(path: Path, start: int = 0) -> Iterator[tuple[int, Entry]]:
 
 def _cut_torn_tail(path: Path) -> None:
     data = path.read_bytes()
-    if len(data) < len(_MAGIC) and _MAGIC.startswith(data):
+    if len(data) < len(MAGIC) and MAGIC.startswith(data):
         path.write_bytes(b"")
         return
-    if data[: len(_MAGIC)] != _MAGIC:
+    if data[: len(MAGIC)] != MAGIC:
         raise InputError(f"{path} is not an event log segment; move it out of the state folder")
-    at = len(_MAGIC)
+    at = len(MAGIC)
     while at < len(data):
         entry, end = _entry_at(data, at)
         if entry is None:

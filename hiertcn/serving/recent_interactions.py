@@ -9,16 +9,21 @@ keeps a place in the sequence and asks for what came since.
 The event log is the truth: :meth:`RecentInteractions.fill` reads it after a restart.
 """
 
+import logging
 import threading
 from array import array
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from hiertcn.serving.event_log import EventLog, LoggedDeletion, Position
-from hiertcn.serving.record import user_key
+from hiertcn.errors import InputError
+from hiertcn.serving.event_log import EventLog, Position
+from hiertcn.serving.log_scan import ScannedInteractions, scan
+
+_log = logging.getLogger(__name__)
 
 MOST: Final = 8_000_000
 _CHUNK: Final = 65_536
@@ -41,6 +46,17 @@ class _Chunk:
         self._item_ids: list[str] = []
         self._codes = array("i")
         self._timestamps_us = array("q")
+
+    @classmethod
+    def of(
+        cls, item_ids: list[str], codes: NDArray[np.intc], timestamps_us: NDArray[np.int64]
+    ) -> Self:
+        chunk = cls()
+        chunk._item_ids = item_ids
+        chunk._code_of = {item_id: code for code, item_id in enumerate(item_ids)}
+        chunk._codes.frombytes(codes.tobytes())
+        chunk._timestamps_us.frombytes(timestamps_us.tobytes())
+        return chunk
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -106,34 +122,56 @@ class RecentInteractions:
     def fill(self, log: EventLog, until: Position, after_us: int) -> None:
         """Add what the log holds up to a position, once each, as when it was recorded.
 
+        A deletion takes nothing back, as it does not when it is recorded: counts name nobody.
+
         Args:
             log: the event log.
             until: entries beyond it are left out.
             after_us: interactions up to this time, in microseconds, are left out.
-
-        Raises:
-            InputError: a segment is damaged.
         """
-        seen: set[int] = set()
-        deletions: dict[bytes, int] = {}
-        found: list[tuple[str, int]] = []
-        for end, entry in log.replay():
-            if end > until:
+        found: list[ScannedInteractions] = []
+        total = 0
+        for path, end in reversed(log.segments(until)):
+            try:
+                scanned = scan(np.fromfile(path, np.uint8), end)
+            except InputError as error:
+                _log.error("%s is damaged (%s); live counts go without it", path, error)
+                continue
+            kept = scanned.timestamps_us > after_us
+            found.append(
+                ScannedInteractions(
+                    scanned.item_ids.filter(pa.array(kept)),
+                    scanned.timestamps_us[kept],
+                    scanned.same[kept],
+                    scanned.keys[kept],
+                )
+            )
+            total += int(kept.sum())
+            if total >= self._most:
                 break
-            if isinstance(entry, LoggedDeletion):
-                # A deleted user's journal is empty, so the same interaction is new again.
-                deletions[entry.user_key] = deletions.get(entry.user_key, 0) + 1
-                continue
-            if entry.timestamp_us <= after_us:
-                continue
-            life = deletions.get(user_key(entry.user_id), 0) if deletions else 0
-            same = hash((entry.user_id, life, entry.item_id, entry.timestamp_us))
-            key = hash((entry.user_id, life, entry.key)) if entry.key else same
-            if same in seen or key in seen:
-                continue
-            seen.update((same, key))
-            found.append((entry.item_id, entry.timestamp_us))
-            if len(found) == _CHUNK:
-                self.add(found)
-                found = []
-        self.add(found)
+        if not total:
+            return
+        found.reverse()
+        timestamps_us = np.concatenate([one.timestamps_us for one in found])
+        new = _firsts(np.concatenate([one.keys for one in found]))
+        new[new] = _firsts(np.concatenate([one.same for one in found])[new])
+        item_ids = pa.chunked_array([one.item_ids for one in found]).filter(pa.array(new))
+        self._add_arrays(item_ids, timestamps_us[new])
+
+    def _add_arrays(self, item_ids: pa.ChunkedArray, timestamps_us: NDArray[np.int64]) -> None:
+        with self._lock:
+            for first in range(0, len(timestamps_us), _CHUNK):
+                distinct = item_ids[first : first + _CHUNK].combine_chunks().dictionary_encode()
+                codes = distinct.indices.to_numpy().astype(np.intc)
+                chunk = _Chunk.of(
+                    distinct.dictionary.to_pylist(), codes, timestamps_us[first : first + _CHUNK]
+                )
+                self._chunks.append(chunk)
+                self._end += len(chunk)
+
+
+def _firsts(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values are 0 or equal none before them, bool ``[n]``."""
+    firsts: NDArray[np.bool_] = values == 0
+    firsts[np.unique(values, return_index=True)[1]] = True
+    return firsts

@@ -5,7 +5,8 @@ that training and evaluation call; the live ones from the release's live windows
 few items: the asked candidates, or, for the catalogue, those that have any feature at all, because
 items without one keep the order of their dot products.
 
-Cost of a request on one core, 20,000 items: 0.2 ms for 500 candidates, 0.4 ms for the catalogue.
+Added to a request on one busy core, 20,000 items and 200 interactions of history: 0.2 to 0.3 ms for
+500 candidates, 0.6 to 0.9 ms for the catalogue.
 """
 
 from dataclasses import dataclass

@@ -139,23 +139,54 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
         one("a", "1", WATERMARK_US + 1),
         one("a", "2", WATERMARK_US + 2, key=7),
         one("a", "3", WATERMARK_US + 3, key=7),
+        one("ab", "1", WATERMARK_US + 1),
+        one("a", "b1", WATERMARK_US + 1),
         one("b", "2", WATERMARK_US + 2, key=7),
         one("b", "4", WATERMARK_US),
         LoggedDeletion(user_key("a"), WATERMARK_US + 9),
-        one("a", "1", WATERMARK_US + 1),
+        one("ü" * 200, "日本", WATERMARK_US + 4, key=2**64 - 1),
     ]
-    applied = log.append(entries)
+    log.append(entries[:3])
+    log.rotate()
+    log.append(entries[3:5])
+    log.rotate()
+    applied = log.append(entries[5:])
     log.append([one("c", "5", WATERMARK_US + 5)])
     recent = RecentInteractions()
     recent.fill(log, applied, WATERMARK_US)
     log.close()
     ((ids, codes, times),), end = recent.since(0)
-    assert [ids[code] for code in codes.tolist()] == ["1", "2", "2", "1"]
-    assert (times - WATERMARK_US).tolist() == [1, 2, 2, 1]
-    assert end == 4
+    assert [ids[code] for code in codes.tolist()] == ["1", "2", "1", "b1", "2", "日本"]
+    assert (times - WATERMARK_US).tolist() == [1, 2, 1, 1, 2, 4]
+    assert end == 6
+    recent.add([("9", 9)])
+    later, _ = recent.since(end)
+    assert [one.item_ids for one in later] == [["9"]]
     nothing = RecentInteractions()
     nothing.fill(EventLog.open(tmp_path / "other"), BEGINNING, 0)
     assert nothing.since(0) == ([], 0)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 10, 12, 13])
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_damaged_segment_is_left_out_and_the_others_count(tmp_path, at, value):
+    log = EventLog.open(tmp_path / "log")
+    for item in ("1", "2"):
+        position = log.append([LoggedInteraction("a", item, WATERMARK_US + 1, 0, 0, "")])
+        if item == "1":
+            log.rotate()
+    path = min((tmp_path / "log").glob("*.log"))
+    data = bytearray(path.read_bytes())
+    data[len(data) - _entry_bytes(log) + at] = value
+    path.write_bytes(bytes(data))
+    recent = RecentInteractions()
+    recent.fill(log, position, WATERMARK_US)
+    found, _ = recent.since(0)
+    assert "2" in [item for one in found for item in one.item_ids]
+
+
+def _entry_bytes(log):
+    return log.position.offset - 8
 
 
 def test_live_counts_survive_the_disk_and_damage_is_named(tmp_path):
