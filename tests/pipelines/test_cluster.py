@@ -170,12 +170,14 @@ def test_parameters_keep_their_types_defaults_and_descriptions(tmp_path: Path) -
     assert inputs["patience"]["defaultValue"] == 3
 
 
-def test_the_gate_decides_over_export_backfill_and_publish(daily: Any) -> None:
+def test_the_gate_decides_over_all_that_serves(daily: Any) -> None:
     spec, _ = daily
     gate = spec["root"]["dag"]["tasks"]["condition-1"]
     assert "evaluate-Output" in gate["triggerPolicy"]["condition"]
     inside = spec["components"][gate["componentRef"]["name"]]["dag"]["tasks"]
-    assert set(inside) == {"export-onnx", "backfill-user-states", "publish-release"}
+    assert set(inside) == {
+        *("tune-item-table", "export-onnx", "backfill-user-states", "publish-release"),
+    }
 
 
 def test_every_cached_step_depends_on_a_lineage(daily: Any) -> None:

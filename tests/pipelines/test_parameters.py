@@ -45,6 +45,10 @@ def test_complete_adds_defaults_and_takes_floats_for_integers() -> None:
         ({"events": "log", "max_epochs": True}, "--max-epochs is True"),
         ({"events": 1}, "--events is 1; expected str"),
         ({"events": "log", "event_types": "click"}, "--event-type is 'click'; expected list"),
+        (
+            {"events": "log", "configuration": "worst"},
+            "--configuration is 'worst'; expected best or paper",
+        ),
     ],
 )
 def test_wrong_parameters_are_refused(given: dict[str, object], says: str) -> None:
@@ -66,4 +70,5 @@ def test_help_explains_every_option_with_unit_and_default() -> None:
         (line,) = [line for line in result.stdout.splitlines() if f" {item.flag} " in line]
         assert item.help in line
         assert f"[{item.unit}]" in line or not item.unit
+        assert all(choice in line for choice in item.choices)
         assert "[default:" in line
