@@ -88,6 +88,7 @@ def evaluate(
         split = split_by_time(store)
         start_us = split.test_start_us
         requests = build_requests(store, start_us, max_requests=max_requests, seed=seed)
+        unseen_us = start_us
         if parent_release:
             unseen_us = releases.manifest(parent_release).watermark_us + 1
             newer = build_requests(store, unseen_us, max_requests=max_requests, seed=seed)
@@ -122,13 +123,20 @@ def evaluate(
         serving = f"release {parent_release}" if parent_release else None
         if serving:
             parent = releases.path(parent_release)
-            counted = parent / "user_states" / "transitions"
+            serving_network = load_hiertcn(parent / "model")
+            serving_table = ItemTable.open(parent / "item_table")
+            counted = None
+            if serving_network.terms is not None and start_us < unseen_us:
+                # Its own have counted the very sessions that are asked about.
+                counted = count_transitions(store, len(serving_table), end_us=start_us)
+            elif serving_network.terms is not None:
+                counted = TransitionTable.open(parent / "user_states" / "transitions")
             rankers.append(
                 HierTCNRanker(
-                    load_hiertcn(parent / "model"),
+                    serving_network,
                     store,
-                    ItemTable.open(parent / "item_table"),
-                    transitions=TransitionTable.open(counted) if counted.exists() else None,
+                    serving_table,
+                    transitions=counted,
                     name=serving,
                 )
             )

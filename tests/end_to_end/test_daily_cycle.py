@@ -9,12 +9,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.dataset as ds
 import pytest
 
+from hiertcn.evaluation.protocol import Requests, build_requests
 from hiertcn.events.simulate import SimulationOptions, simulate
+from hiertcn.items.index import IdIndex
+from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.snapshot import StateSnapshot
+from hiertcn.sessions.cut import build_sessions
+from hiertcn.sessions.request_features import FEATURES
+from hiertcn.sessions.store import SessionStore
+from hiertcn.sessions.transitions import TransitionTable
+from models.hiertcn import load_hiertcn
+from models.hiertcn_ranker import HierTCNRanker
+from tests.session_logs import write_events
 
+REPLAYED = 60
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 120.0
 
@@ -95,9 +109,71 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+class Offline:
+    """The offline ranker of a release, on the log that its sidecar will have seen by some day."""
+
+    def __init__(self, deployment: Deployment, number: int, until: str, scratch: Path) -> None:
+        release = deployment.repository.path(number)
+        self.model = load_hiertcn(release / "model")
+        index = IdIndex.open(release / "item_index")
+        self.items: list[str] = index.id_array.to_pylist()
+        snapshot = StateSnapshot.open(release / "user_states")
+        columns = ["user_id", "item_id", "timestamp"]
+        log = ds.dataset(deployment.log / "events", partitioning="hive").to_table(
+            columns=columns, filter=ds.field("date") <= until
+        )
+        log = log.set_column(2, "timestamp", log["timestamp"].cast("int64"))
+        kept = (snapshot.rows(log["user_id"].to_pylist()) >= 0) & (index.rows(log["item_id"]) >= 0)
+        self.log = log.filter(kept).to_pylist()
+        write_events(scratch / "events", self.log)
+        build_sessions(scratch / "events", index, scratch / "store")
+        self.store = SessionStore.open(scratch / "store")
+        self._requests = build_requests(self.store, 0)
+        self._ranker = HierTCNRanker(
+            self.model,
+            self.store,
+            ItemTable.open(release / "item_table"),
+            transitions=TransitionTable.open(release / "user_states" / "transitions"),
+        )
+        self.newer = sorted(
+            (one for one in self.log if one["timestamp"] > snapshot.watermark_us),
+            key=lambda one: one["timestamp"],
+        )
+
+    def scores(self, user_id: str, timestamp_us: int) -> dict[str, float]:
+        """Return every item's score just before the user's first interaction at that time."""
+        requests: Requests = self._requests
+        user = self.store.users.rows([user_id])[0]
+        times = self.store.timestamps_us[requests.interaction]
+        asked = np.flatnonzero((requests.user == user) & (times == timestamp_us))[:1]
+        found = self._ranker.score(requests.take(asked), None)[0]
+        return dict(zip(self.items, found.tolist(), strict=True))
+
+
+def test_replayed_ranks_are_the_offline_ranks_of_the_default_model(
+    deployment: Deployment, address: str, tmp_path: Path
+) -> None:
+    offline = Offline(deployment, 2026010801, "2026-01-09", tmp_path)
+    assert offline.model.config.terms == FEATURES
+    with RecommenderClient(address) as client:
+        for one in offline.newer[:REPLAYED]:
+            user, item, at_us = one["user_id"], one["item_id"], one["timestamp"]
+            scores = offline.scores(user, at_us)
+            served = client.recommend(user, k=len(scores), timestamp_us=at_us)
+            assert (served.release, served.fallback) == (2026010801, False)
+            for found in served.items:
+                assert found.score == pytest.approx(scores[found.item_id], abs=1e-3)
+            ranks = [scores[found.item_id] for found in served.items]
+            assert len(ranks) == len(offline.items)
+            assert (np.diff(ranks) < 2e-3).all()
+            assert client.record([Interaction(user, item, timestamp_us=at_us)]).accepted == 1
+
+
 def test_refused_release_changes_nothing(deployment: Deployment) -> None:
-    # An untrained network of another shape, so that no weights are taken over.
-    ended = deployment.run("2026-01-09", "--hidden=16", "--max-steps=1", "--learning-rate=1e-9")
+    # An untrained network of another shape, so that no weights are taken over, and without the
+    # terms, which rank well by themselves.
+    untrained = ("--hidden=16", "--max-steps=1", "--learning-rate=1e-9")
+    ended = deployment.run("2026-01-09", "--configuration=paper", *untrained)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "nothing was published" in ended.stdout
     assert deployment.last_run()["release"] is None

@@ -134,11 +134,18 @@ def test_a_failed_run_resumes_at_the_failed_step_and_publishes(tmp_path: Path) -
     assert {"edges", "isolated_items"} <= set(summary["graph"])
     assert all("train_loss" in curves for curves in summary["training"].values())
     models = summary["offline"]["models"]
-    assert {"HierTCN", "popularity", "MV", "MaxItem", "oracle"} <= set(models)
+    alone = "HierTCN without terms"
+    assert {"HierTCN", alone, "popularity", "MV", "MaxItem", "oracle"} <= set(models)
     assert models["HierTCN"]["mrr"] > models["popularity"]["mrr"]
+    assert models["HierTCN"]["mrr"] != models[alone]["mrr"]
     assert models["oracle"]["recall@1"] == 1.0
     assert summary["data"]["users"] == 60
-    assert Path(summary["report"]).read_text().lstrip().lower().startswith("<!doctype html")
+    report = Path(summary["report"]).read_text()
+    assert report.lstrip().lower().startswith("<!doctype html")
+    assert "Scoring terms" in report
+    release = releases.path(2026010801)
+    assert (release / "scoring_terms.safetensors").is_file()
+    assert (release / "user_states" / "transitions").is_dir()
 
     # Metrics that Kubeflow shows, on the step's own artifact.
     (output,) = (tmp_path / "work" / "pipeline").glob(f"{NAME}-*/evaluate/executor_output.json")
