@@ -1,6 +1,6 @@
 """Real logs cut as an evaluation protocol for session-aware recommenders demands.
 
-Sessions, cleaning and splits follow the comparison protocol of `docs/evaluation-protocol.md`, so that
+Sessions, cleaning and splits follow docs/evaluation-protocol.md, so that
 a figure of ours and a figure of another system can stand in one row. A case is one log with one
 split; each has a phase for choosing (``validation``) and one for the single final run (``test``).
 

@@ -38,6 +38,13 @@ from models.counting import (
 )
 from models.hiertcn import HierTCN, HierTCNConfig
 from models.hiertcn_ranker import HierTCNRanker
+from models.sequence.config import NetworkConfig
+from models.sequence.gru import GRUConfig
+from models.sequence.hierarchical import HierGRUConfig, HRNNConfig
+from models.sequence.networks import build_network, matched_config
+from models.sequence.ranker import NetworkRanker
+from models.sequence.sasrec import SASRecConfig
+from models.sequence.tcn import FlatTCNConfig
 
 _PROBE_STEPS: Final = 8
 
@@ -182,12 +189,32 @@ def hiertcn(**config: Any) -> Make:
     return lambda item_dim: HierTCN(HierTCNConfig(item_dim=item_dim, **config))
 
 
+def matched(config: type[NetworkConfig]) -> Make:
+    """Return how a compared network with about as many weights as HierTCN is made.
+
+    Raises:
+        InputError: no width comes within 5% of HierTCN's number of weights.
+    """
+
+    def make(item_dim: int) -> nn.Module:
+        with torch.device("meta"):
+            weights = sum(part.numel() for part in hiertcn()(item_dim).parameters())
+        return build_network(matched_config(config(item_dim=item_dim), weights))
+
+    return make
+
+
 def _items(setting: Setting) -> int:
     return len(setting.table)
 
 
 ROWS: Final[Mapping[str, Build]] = {
     "HierTCN": network(hiertcn()),
+    "HierGRU": network(matched(HierGRUConfig), NetworkRanker),
+    "HRNN": network(matched(HRNNConfig), NetworkRanker),
+    "TCN": network(matched(FlatTCNConfig), NetworkRanker),
+    "GRU": network(matched(GRUConfig), NetworkRanker),
+    "SASRec": network(matched(SASRecConfig), NetworkRanker),
     "MV": rule(lambda s: MV(s.store, s.table)),
     "MaxItem": rule(lambda s: MaxItem(s.store, s.table)),
     "popularity": counting(lambda s: Popularity(s.store, _items(s))),

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.loader import drawn_store
+from benchmarks.parameter_counts import hiertcn_parameters, paper_configs
 from hiertcn.files import write_json
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatch, SessionBatches
@@ -30,14 +31,25 @@ from hiertcn.training.objective import Objective
 from hiertcn.training.optimizers import Optimizers
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.session_model import SessionModel
+from hiertcn.training.whole_history import HistoryModel
 from models.hiertcn import HierTCN, HierTCNConfig
+from models.sequence.networks import build_network, matched_config
 from models.session_layouts import make_layout
 
 DIM: Final = 128
+_NO_END_US: Final = 1 << 62
+
+
+def _matched(name: str) -> Callable[[], nn.Module]:
+    """Return how a compared network with HierTCN's number of weights is made."""
+    config = matched_config(paper_configs(DIM)[name], hiertcn_parameters(DIM))
+    return lambda: build_network(config)
+
 
 MODELS: Final[dict[str, Callable[[], nn.Module]]] = {
     "HierTCN packed": lambda: HierTCN(HierTCNConfig.paper(DIM), "packed"),
     "HierTCN padded": lambda: HierTCN(HierTCNConfig.paper(DIM), "padded"),
+    **{name: _matched(name) for name in paper_configs(DIM)},
 }
 """Networks by name; each is a :class:`hiertcn.training.session_model.SessionModel`."""
 
@@ -140,9 +152,11 @@ def measure(
     for name in names:
         torch.manual_seed(0)
         model = MODELS[name]().to(device).train()
+        histories = model.learn_from(store, _NO_END_US) if isinstance(model, HistoryModel) else None
         batches = SessionBatches(
-            store,
-            lanes=lanes,
+            histories or store,
+            # A whole history is one long session: a quarter of the lanes makes steps as large.
+            lanes=lanes // 4 if histories else lanes,
             sessions_per_step=options.sessions_per_step,
             context=cast(SessionModel, model).receptive_field,
         )
