@@ -29,7 +29,8 @@ def train_hiertcn(
         items_lineage: lineage of the item tables.
         sessions_lineage: lineage of the sessions.
         configuration: best (with scoring terms) or paper.
-        item_vectors: frozen, or fine-tuned from the item table's.
+        item_vectors: frozen, or fine-tuned from the item table's; auto leaves it to the
+            configuration.
         hidden: coordinates of a GRU layer's state.
         lanes: users trained on side by side.
         sessions_per_step: sessions of each lane in one step.
@@ -72,14 +73,21 @@ def train_hiertcn(
 
         table = ItemTable.open(Path(training_table.path))
         network = replace(HierTCNConfig.paper(table.dim), hidden=hidden)
-        configurations = {"best": replace(network, terms=FEATURES), "paper": network}
+        configurations = {
+            "best": (replace(network, terms=FEATURES), "fine-tuned"),
+            "paper": (network, "frozen"),
+        }
         if configuration not in configurations:
             raise InputError(
                 f"the configuration is {configuration!r}; expected {' or '.join(configurations)}"
             )
-        if item_vectors not in ("frozen", "fine-tuned"):
-            raise InputError(f"item_vectors is {item_vectors!r}; expected frozen or fine-tuned")
-        config = configurations[configuration]
+        config, vectors = configurations[configuration]
+        if item_vectors not in ("auto", "frozen", "fine-tuned"):
+            raise InputError(
+                f"item_vectors is {item_vectors!r}; expected auto, frozen or fine-tuned"
+            )
+        if item_vectors != "auto":
+            vectors = item_vectors
         warm_start = None
         if parent_release:
             warm_start = ReleaseRepository(repository).path(parent_release) / "model"
@@ -100,7 +108,7 @@ def train_hiertcn(
                 split_by_time(store),
                 folder,
                 TrainOptions(
-                    item_vectors=cast(ItemVectorKind, item_vectors),
+                    item_vectors=cast(ItemVectorKind, vectors),
                     lanes=lanes,
                     sessions_per_step=sessions_per_step,
                     learning_rate=learning_rate,

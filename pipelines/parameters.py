@@ -224,10 +224,11 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="item_vectors",
-        default="frozen",
-        choices=("frozen", "fine-tuned"),
+        default="auto",
+        choices=("auto", "frozen", "fine-tuned"),
         group=_MODEL,
-        help="Whether HierTCN takes the items' embeddings as they are or trains them further.",
+        help="Whether HierTCN takes the items' embeddings as they are or trains them further; auto "
+        "fine-tunes them in the best configuration and not in the paper's.",
     ),
     Parameter(
         name="max_epochs",

@@ -41,7 +41,7 @@ class Inputs:
                 "items_lineage": "items",
                 "sessions_lineage": "sessions",
                 "configuration": "best",
-                "item_vectors": "frozen",
+                "item_vectors": "auto",
                 "hidden": 8,
                 "lanes": 4,
                 "sessions_per_step": 2,
@@ -90,17 +90,19 @@ def network_of(model: HierTCN) -> dict[str, torch.Tensor]:
 def test_best_has_every_term_and_paper_none(inputs: Inputs) -> None:
     assert inputs.train("best").config.terms == FEATURES
     assert (inputs.folder / "best" / "transitions").is_dir()
+    assert (inputs.folder / "best" / "item_table").is_dir()
     paper = inputs.train("paper", configuration="paper")
     assert paper.terms is None
     assert (paper.config.hidden, paper.config.gru_layers, paper.config.filters) == (8, 4, 128)
     assert not (inputs.folder / "paper" / "transitions").exists()
+    assert not (inputs.folder / "paper" / "item_table").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"configuration": "worst"}, "configuration is 'worst'; expected best or paper"),
-        ({"item_vectors": "learned"}, "item_vectors is 'learned'; expected frozen or fine-tuned"),
+        ({"item_vectors": "learned"}, "item_vectors is 'learned'; expected auto, frozen or"),
     ],
 )
 def test_unknown_choices_are_refused(
