@@ -24,6 +24,7 @@ from benchmarks.protocol_data import CASES, Phase, ProtocolCase, load_case
 from benchmarks.protocol_ranks import metrics, rank
 from hiertcn.files import write_json
 from hiertcn.items.table import ItemTable
+from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.split import Split
 from hiertcn.sessions.transitions import TransitionTable, count_transitions
@@ -67,8 +68,8 @@ def settings(case: str, epochs: int) -> dict[str, Setting]:
         "HierTCN (paper's sizes)": Setting(config=paper, options=options),
         "HierTCN": Setting(config=learned, options=options),
         "HierTCN best": Setting(config=learned, options=options, terms=FEATURES),
-        "HierTCN + memory": Setting(config=learned, options=options, terms=FEATURES[:4]),
-        "HierTCN + freshness": Setting(config=learned, options=options, terms=FEATURES[3:]),
+        "HierTCN + memory": Setting(config=learned, options=options, terms=memory.FEATURES),
+        "HierTCN + freshness": Setting(config=learned, options=options, terms=live_counts.FEATURES),
     }
 
 

@@ -1,6 +1,6 @@
 """What counting remembers about a request: sparse features of items from the user's own history.
 
-Four non-negative numbers for an item, zero for nearly all of them:
+Five non-negative numbers for an item, zero for nearly all of them:
 
 - ``transitions``: how often it followed the last items of the running session (of the history,
   where the session is still empty), from a `TransitionTable`;
@@ -8,7 +8,9 @@ Four non-negative numbers for an item, zero for nearly all of them:
   own history, as a share (of one more, so that little evidence stays little);
 - ``past_items``: the share of the user's earlier sessions that it has, newer sessions weighing
   more;
-- ``session_items``: 1 if it was interacted with in the running session.
+- ``session_items``: 1 if it was interacted with in the running session;
+- ``familiar_transitions``: its ``transitions`` again, if the user had it in an earlier session: what
+  follows and is familiar is likelier than the sum of both.
 
 A learned gate (models/scoring_terms.py) mixes them into the scores. Training, evaluation and the
 sidecar call the same function on the same histories, so their scores agree. A request costs about
@@ -25,12 +27,18 @@ from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore, ranges
 from hiertcn.sessions.transitions import TransitionTable
 
-FEATURES: Final = ("transitions", "own_transitions", "past_items", "session_items")
+FEATURES: Final = (
+    "transitions",
+    "own_transitions",
+    "past_items",
+    "session_items",
+    "familiar_transitions",
+)
 HISTORY: Final = 200
 """Newest interactions of a user that are remembered."""
 
 _CONTEXT: Final = 12
-_CONTEXT_DECAY: Final = 0.6
+_CONTEXT_DECAY: Final = 0.3
 _OWN_CONTEXT: Final = 3
 _OWN_REACH: Final = 4
 _SESSION_DECAY: Final = 0.8
@@ -156,7 +164,7 @@ def _add_features(
     totals: NDArray[np.float32],
     features: NDArray[np.float32],
 ) -> None:
-    """Add one request's features to ``features [4, items]``."""
+    """Add one request's features to ``features [5, items]``."""
     items = len(totals)
     first, end = offsets[request], offsets[request + 1]
     session_start = end - running[request]
@@ -218,6 +226,7 @@ def _add_features(
         if 0 <= item < items:
             ago = _sessions_ago(sessions, place, session_start)
             features[2, item] += _SESSION_DECAY**ago / past
+            features[4, item] = features[0, item]
     for place in range(session_start, end):
         item = rows[place]
         if 0 <= item < items:

@@ -46,8 +46,8 @@ class TransitionOptions:
         InputError: a value is out of range.
     """
 
-    reach: int = 8
-    decay: float = 0.8
+    reach: int = 20
+    decay: float = 0.5
     most: int = 100
 
     def __post_init__(self) -> None:

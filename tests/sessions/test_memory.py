@@ -94,24 +94,24 @@ def test_options_out_of_range_are_named(options, message):
 
 
 def reference_features(past, running, table):
-    """Features ``[4, items]`` after the sessions ``past`` and the items ``running``."""
-    features = np.zeros((4, ITEMS))
+    """Features ``[5, items]`` after the sessions ``past`` and the items ``running``."""
+    features = np.zeros((5, ITEMS))
     shares = defaultdict(dict)
     for item in range(ITEMS):
         for entry in range(table.offsets[item], table.offsets[item + 1]):
             shares[item][int(table.followers[entry])] = float(table.weights[entry])
     flat = [item for session in past for item in session]
     context = (running or flat)[-12:]
-    norm = sum(0.6**back for back in range(len(context)))
+    norm = sum(0.3**back for back in range(len(context)))
     for back, item in enumerate(reversed(context)):
         if table.totals[item] == 0:
             continue
         for follower, weight in shares[item].items():
-            features[0, follower] += 0.6**back / norm * weight / table.totals[item]
+            features[0, follower] += 0.3**back / norm * weight / table.totals[item]
 
     sessions = [*past, running]
     for back in range(1, 4):
-        weight = 0.6 ** (back - 1)
+        weight = 0.3 ** (back - 1)
         if back > len(running):
             for session in past:
                 for gap, follower in enumerate(session[:4]):
@@ -133,6 +133,8 @@ def reference_features(past, running, table):
             features[2, item] += weight / total
     for item in running:
         features[3, item] = 1.0
+    for item in {item for session in past for item in session}:
+        features[4, item] = features[0, item]
     return features
 
 
@@ -199,8 +201,8 @@ def test_unknown_rows_keep_their_place_only():
         running=np.array([3]),
     )
     found = MemoryFeatures(table).of_catalogue(histories)[:, 0]
-    norm = 1.0 + 0.6 + 0.36
-    np.testing.assert_allclose(found[0], [0.0, 0.36 / norm], atol=1e-6)
+    norm = 1.0 + 0.3 + 0.09
+    np.testing.assert_allclose(found[0], [0.0, 0.09 / norm], atol=1e-6)
     np.testing.assert_array_equal(found[3], [1.0, 0.0])
 
 
@@ -254,6 +256,6 @@ def test_request_features_choose_and_join_what_is_named(stores):
     np.testing.assert_array_equal(context, same_context)
     some = RequestFeatures(("past_items", "live_1h"), store, table)
     chosen, _ = some.of_items(sessions, interactions, np.arange(ITEMS))
-    np.testing.assert_array_equal(chosen, asked[[2, 5]])
+    np.testing.assert_array_equal(chosen, asked[[2, 6]])
     with pytest.raises(InputError, match="in this order"):
         RequestFeatures(("live_1h", "past_items"), store, table)
