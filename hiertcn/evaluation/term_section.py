@@ -28,6 +28,7 @@ _TITLES: Final = {
     "transitions": "share of what follows the last items",
     "own_transitions": "share of what followed them in the user's own past",
     "past_items": "share of the user's past sessions that have it",
+    "familiar_transitions": "share of what follows, if the user had it before",
     "live_15m": "share of the last 15 minutes' interactions",
     "live_1h": "share of the last hour's",
     "live_6h": "share of the last six hours'",
