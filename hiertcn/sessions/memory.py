@@ -9,8 +9,8 @@ Five non-negative numbers for an item, zero for nearly all of them:
 - ``past_items``: the share of the user's earlier sessions that it has, newer sessions weighing
   more;
 - ``session_items``: 1 if it was interacted with in the running session;
-- ``familiar_transitions``: its ``transitions`` again, if the user had it in an earlier session: what
-  follows and is familiar is likelier than the sum of both.
+- ``familiar_transitions``: its ``transitions`` again, if the user had it in an earlier session:
+  what follows and is familiar is likelier than the sum of both.
 
 A learned gate (models/scoring_terms.py) mixes them into the scores. Training, evaluation and the
 sidecar call the same function on the same histories, so their scores agree. A request costs about
