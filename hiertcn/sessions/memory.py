@@ -18,7 +18,7 @@ sidecar call the same function on the same histories, so their scores agree. A r
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,37 +137,44 @@ class MemoryFeatures:
         _find_support(out, self._scratch, *self._inputs(histories))
         return out
 
-    def _inputs(self, histories: Histories) -> Any:
+    def _inputs(self, histories: Histories) -> "tuple[_Histories, _Table]":
         table = self._table
         return (
-            histories.rows,
-            histories.sessions,
-            histories.offsets,
-            histories.running,
-            table.offsets,
-            table.followers,
-            table.weights,
-            table.totals,
+            _Histories(histories.rows, histories.sessions, histories.offsets, histories.running),
+            _Table(table.offsets, table.followers, table.weights, table.totals),
         )
+
+
+class _Histories(NamedTuple):
+    """`Histories` as compiled code takes it."""
+
+    rows: NDArray[np.int32]
+    sessions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    running: NDArray[np.int64]
+
+
+class _Table(NamedTuple):
+    """`TransitionTable` as compiled code takes it."""
+
+    offsets: NDArray[np.int64]
+    followers: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    totals: NDArray[np.float32]
 
 
 @compiled
 def _add_features(
     request: int,
-    rows: NDArray[np.int32],
-    sessions: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    running: NDArray[np.int64],
-    table_offsets: NDArray[np.int64],
-    followers: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    totals: NDArray[np.float32],
+    histories: _Histories,
+    table: _Table,
     features: NDArray[np.float32],
 ) -> None:
     """Add one request's features to ``features [5, items]``."""
-    items = len(totals)
-    first, end = offsets[request], offsets[request + 1]
-    session_start = end - running[request]
+    rows, sessions = histories.rows, histories.sessions
+    items = len(table.totals)
+    first, end = histories.offsets[request], histories.offsets[request + 1]
+    session_start = end - histories.running[request]
 
     context_start = session_start if session_start < end else first
     context_start = max(context_start, end - _CONTEXT)
@@ -179,11 +186,11 @@ def _add_features(
     for place in range(end - 1, context_start - 1, -1):
         item = rows[place]
         if 0 <= item < items:
-            total = totals[item]
+            total = table.totals[item]
             if total > 0.0:
                 share = weight / (weight_sum * total)
-                for entry in range(table_offsets[item], table_offsets[item + 1]):
-                    features[0, followers[entry]] += share * weights[entry]
+                for entry in range(table.offsets[item], table.offsets[item + 1]):
+                    features[0, table.followers[entry]] += share * table.weights[entry]
         weight *= _CONTEXT_DECAY
 
     # Twice: what is added is a share of the sum.
@@ -241,49 +248,30 @@ def _sessions_ago(sessions: NDArray[np.int64], place: int, session_start: int) -
 @compiled
 def _clear_features(
     request: int,
-    rows: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    table_offsets: NDArray[np.int64],
-    followers: NDArray[np.int32],
+    histories: _Histories,
+    table: _Table,
     features: NDArray[np.float32],
 ) -> None:
     """Set back to zero what `_add_features` may have touched."""
     items = features.shape[1]
-    first, end = offsets[request], offsets[request + 1]
+    first, end = histories.offsets[request], histories.offsets[request + 1]
     for place in range(first, end):
-        item = rows[place]
+        item = histories.rows[place]
         if 0 <= item < items:
             features[:, item] = 0.0
             if place >= end - _CONTEXT:
-                for entry in range(table_offsets[item], table_offsets[item + 1]):
-                    features[0, followers[entry]] = 0.0
+                for entry in range(table.offsets[item], table.offsets[item + 1]):
+                    features[0, table.followers[entry]] = 0.0
 
 
 @compiled
 def _fill_catalogue(
     out: NDArray[np.float32],
-    rows: NDArray[np.int32],
-    sessions: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    running: NDArray[np.int64],
-    table_offsets: NDArray[np.int64],
-    followers: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    totals: NDArray[np.float32],
+    histories: _Histories,
+    table: _Table,
 ) -> None:
-    for request in range(len(running)):
-        _add_features(
-            request,
-            rows,
-            sessions,
-            offsets,
-            running,
-            table_offsets,
-            followers,
-            weights,
-            totals,
-            out[:, request],
-        )
+    for request in range(len(histories.running)):
+        _add_features(request, histories, table, out[:, request])
 
 
 @compiled
@@ -292,68 +280,34 @@ def _fill_items(
     scratch: NDArray[np.float32],
     asked: NDArray[np.int64],
     shared: bool,
-    rows: NDArray[np.int32],
-    sessions: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    running: NDArray[np.int64],
-    table_offsets: NDArray[np.int64],
-    followers: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    totals: NDArray[np.float32],
+    histories: _Histories,
+    table: _Table,
 ) -> None:
-    for request in range(len(running)):
-        _add_features(
-            request,
-            rows,
-            sessions,
-            offsets,
-            running,
-            table_offsets,
-            followers,
-            weights,
-            totals,
-            scratch,
-        )
+    for request in range(len(histories.running)):
+        _add_features(request, histories, table, scratch)
         mine = asked[0] if shared else asked[request]
         for column in range(len(mine)):
             if mine[column] >= 0:
                 for feature in range(len(scratch)):
                     out[feature, request, column] = scratch[feature, mine[column]]
-        _clear_features(request, rows, offsets, table_offsets, followers, scratch)
+        _clear_features(request, histories, table, scratch)
 
 
 @compiled
 def _find_support(
     out: NDArray[np.int64],
     scratch: NDArray[np.float32],
-    rows: NDArray[np.int32],
-    sessions: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    running: NDArray[np.int64],
-    table_offsets: NDArray[np.int64],
-    followers: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    totals: NDArray[np.float32],
+    histories: _Histories,
+    table: _Table,
 ) -> None:
-    for request in range(len(running)):
-        _add_features(
-            request,
-            rows,
-            sessions,
-            offsets,
-            running,
-            table_offsets,
-            followers,
-            weights,
-            totals,
-            scratch,
-        )
-        first, end = offsets[request], offsets[request + 1]
+    for request in range(len(histories.running)):
+        _add_features(request, histories, table, scratch)
+        first, end = histories.offsets[request], histories.offsets[request + 1]
         found = [np.int64(0) for _ in range(0)]
         sums = [np.float32(0) for _ in range(0)]
         items = scratch.shape[1]
         for place in range(first, end):
-            item = np.int64(rows[place])
+            item = np.int64(histories.rows[place])
             if 0 <= item < items:
                 total = scratch[:, item].sum()
                 if total > 0:
@@ -361,10 +315,10 @@ def _find_support(
                     sums.append(total)
                     scratch[:, item] = 0.0
         for place in range(max(first, end - _CONTEXT), end):
-            item = np.int64(rows[place])
+            item = np.int64(histories.rows[place])
             if 0 <= item < items:
-                for entry in range(table_offsets[item], table_offsets[item + 1]):
-                    follower = np.int64(followers[entry])
+                for entry in range(table.offsets[item], table.offsets[item + 1]):
+                    follower = np.int64(table.followers[entry])
                     total = scratch[0, follower]
                     if total > 0:
                         found.append(follower)
