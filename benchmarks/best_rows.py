@@ -28,12 +28,13 @@ from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.split import Split
 from hiertcn.sessions.transitions import TransitionTable, count_transitions
+from hiertcn.training.checkpoints import load_weights, save_weights
 from hiertcn.training.hiertcn import train_hiertcn
 from hiertcn.training.item_vectors import ITEM_TABLE_FOLDER, as_vectors
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.term_fitting import fit_terms
 from models.hiertcn import HierTCN, HierTCNConfig, load_hiertcn
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 
 _END_OF_TIME_US: Final = 1 << 62
 
@@ -114,7 +115,7 @@ class _Row:
         result: dict[str, Any] = {"row": self._name, "seed": self._seed, "training": summary}
         if self._setting.terms:
             model = self._with_terms(model)
-        ranker = HierTCNRanker(
+        ranker = NetworkRanker(
             model,
             case.store,
             table,
@@ -160,11 +161,21 @@ class _Row:
 
     def _with_terms(self, network: HierTCN) -> HierTCN:
         """Return the network with terms that were fitted where the validation network was asked."""
+        terms = self._setting.terms
+        file = self._output / "models" / f"{self._case}-{'+'.join(terms)}.safetensors"
+        if not file.exists():
+            self._fit_terms(file)
+        model = _add_terms(network, terms)
+        assert model.terms is not None
+        load_weights(model.terms, file)
+        return model.eval()
+
+    def _fit_terms(self, file: Path) -> None:
+        """Fit once for all seeds, with the validation network of the first."""
         case = load_case(self._data, self._case, "validation")
-        other, table, _ = _Row(
-            self._output, self._data, self._case, self._name, self._setting, seed=0
-        )._network(case)
-        fitted = _add_terms(other, self._setting.terms)
+        first = _Row(self._output, self._data, self._case, self._name, self._setting, seed=0)
+        network, table, _ = first._network(case)
+        fitted = _add_terms(network, self._setting.terms)
         fit_terms(
             fitted,
             case.store,
@@ -174,10 +185,8 @@ class _Row:
             case.requests.interaction,
             self._setting.options,
         )
-        model = _add_terms(network, self._setting.terms)
-        assert model.terms is not None and fitted.terms is not None
-        model.terms.load_state_dict(fitted.terms.state_dict())
-        return model.eval()
+        assert fitted.terms is not None
+        save_weights(fitted.terms, file)
 
 
 def _prior_only(case: ProtocolCase, dim: int) -> NDArray[np.float32]:

@@ -37,12 +37,11 @@ from models.counting import (
     Reminder,
 )
 from models.hiertcn import HierTCN, HierTCNConfig
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from models.sequence.config import NetworkConfig
 from models.sequence.gru import GRUConfig
 from models.sequence.hierarchical import HierGRUConfig, HRNNConfig
 from models.sequence.networks import build_network, matched_config
-from models.sequence.ranker import NetworkRanker
 from models.sequence.sasrec import SASRecConfig
 from models.sequence.tcn import FlatTCNConfig
 
@@ -94,12 +93,11 @@ Build = Callable[[Setting, Budget, Path], Made]
 """Makes a ranker; the folder is the row's own, and survives an interruption."""
 
 
-def network(make: Make, rank: Callable[..., Ranker] = HierTCNRanker, **options: Any) -> Build:
+def network(make: Make, **options: Any) -> Build:
     """Return how a session network is trained and ranked with.
 
     Args:
         make: the network, from the width of the item vectors, the prior included.
-        rank: its ranker, from the network, the histories, the item vectors and ``outputs``.
         options: what differs from the budget's training options, such as ``loss``.
     """
 
@@ -128,7 +126,7 @@ def network(make: Make, rank: Callable[..., Ranker] = HierTCNRanker, **options: 
             for name in (ITEM_TABLE_FOLDER, OUTPUT_TABLE_FOLDER)
         )
         return Made(
-            ranker=rank(model, setting.store, vectors or setting.table, outputs=outputs),
+            ranker=NetworkRanker(model, setting.store, vectors or setting.table, outputs=outputs),
             facts={
                 "parameters": summary.parameters,
                 "steps": summary.steps,
@@ -210,11 +208,11 @@ def _items(setting: Setting) -> int:
 
 ROWS: Final[Mapping[str, Build]] = {
     "HierTCN": network(hiertcn()),
-    "HierGRU": network(matched(HierGRUConfig), NetworkRanker),
-    "HRNN": network(matched(HRNNConfig), NetworkRanker),
-    "TCN": network(matched(FlatTCNConfig), NetworkRanker),
-    "GRU": network(matched(GRUConfig), NetworkRanker),
-    "SASRec": network(matched(SASRecConfig), NetworkRanker),
+    "HierGRU": network(matched(HierGRUConfig)),
+    "HRNN": network(matched(HRNNConfig)),
+    "TCN": network(matched(FlatTCNConfig)),
+    "GRU": network(matched(GRUConfig)),
+    "SASRec": network(matched(SASRecConfig)),
     "MV": rule(lambda s: MV(s.store, s.table)),
     "MaxItem": rule(lambda s: MaxItem(s.store, s.table)),
     "popularity": counting(lambda s: Popularity(s.store, _items(s))),

@@ -79,7 +79,7 @@ def evaluate(
         from models.baselines import MV, MaxItem
         from models.counting import Popularity
         from models.hiertcn import load_hiertcn
-        from models.hiertcn_ranker import HierTCNRanker
+        from models.network_ranker import NetworkRanker
 
         index = IdIndex.open(Path(item_index.path))
         table = ItemTable.open(Path(training_table.path))
@@ -108,12 +108,12 @@ def evaluate(
             terms = term_section(
                 network.terms.names, gate.weight.detach().numpy(), gate.bias.detach().numpy()
             )
-        rankers: list[Ranker] = [HierTCNRanker(network, store, vectors, transitions=transitions)]
+        rankers: list[Ranker] = [NetworkRanker(network, store, vectors, transitions=transitions)]
         if network.terms is not None:
             without_terms = load_hiertcn(trained)
             without_terms.terms = None
             rankers.append(
-                HierTCNRanker(without_terms, store, vectors, name="HierTCN without terms")
+                NetworkRanker(without_terms, store, vectors, name="HierTCN without terms")
             )
         rankers += [
             Popularity(store, len(table), before_us=start_us).fit(store),
@@ -132,7 +132,7 @@ def evaluate(
             elif serving_network.terms is not None:
                 counted = TransitionTable.open(parent / "user_states" / "transitions")
             rankers.append(
-                HierTCNRanker(
+                NetworkRanker(
                     serving_network,
                     store,
                     serving_table,

@@ -5,7 +5,7 @@ it, ranked against a pool of candidates. A request is an index into the session 
 costs 36 bytes however long the user's history is.
 
 Does not copy histories or impressions, does not choose the time range (sessions/split.py does), and
-does not score: rankers (models/baselines.py, models/hiertcn_ranker.py) and evaluate.py do.
+does not score: rankers (models/baselines.py, models/network_ranker.py) and evaluate.py do.
 """
 
 from collections.abc import Iterator

@@ -12,8 +12,8 @@ from benchmarks.protocol_ranks import rank
 from hiertcn.evaluation.protocol import build_requests
 from hiertcn.files import read_json
 from hiertcn.training.item_vectors import TrainedVectors
+from models.network_ranker import NetworkRanker
 from models.sequence.networks import build_network
-from models.sequence.ranker import NetworkRanker
 from tests.models.test_sequence_networks import ITEMS, of_lists
 from tests.session_logs import random_users
 

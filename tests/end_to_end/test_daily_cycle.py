@@ -25,7 +25,7 @@ from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from models.hiertcn import load_hiertcn
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from tests.session_logs import write_events
 
 REPLAYED = 60
@@ -129,7 +129,7 @@ class Offline:
         build_sessions(scratch / "events", index, scratch / "store")
         self.store = SessionStore.open(scratch / "store")
         self._requests = build_requests(self.store, 0)
-        self._ranker = HierTCNRanker(
+        self._ranker = NetworkRanker(
             self.model,
             self.store,
             ItemTable.open(release / "item_table"),

@@ -8,7 +8,7 @@ from hiertcn.items.table import ItemTable
 from models.baselines import MV, MaxItem
 from models.counting import Popularity
 from models.hiertcn import HierTCN, HierTCNConfig
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from tests.session_logs import DAY_US, START_US, random_users, write_store, write_table
 
 ITEMS, DIM = 15, 5
@@ -31,7 +31,7 @@ def rankers(log):
         Popularity(store, ITEMS).fit(store),
         MV(store, table, window=3),
         MaxItem(store, table, window=3),
-        HierTCNRanker(model, store, table),
+        NetworkRanker(model, store, table),
     ]
 
 

@@ -19,6 +19,7 @@ from hiertcn.training.options import TrainOptions
 from hiertcn.training.user_embeddings import embed_before
 from hiertcn.training.whole_history import HistoryModel, history_store
 from models.hiertcn import HierTCN, HierTCNConfig
+from models.network_ranker import NetworkRanker
 from models.sequence.gru import GRUConfig
 from models.sequence.hierarchical import HierGRUConfig, HRNNConfig
 from models.sequence.networks import (
@@ -29,7 +30,6 @@ from models.sequence.networks import (
     network_config,
     save_network,
 )
-from models.sequence.ranker import NetworkRanker
 from models.sequence.sasrec import SASRecConfig
 from models.sequence.tcn import FlatTCNConfig
 from tests.session_logs import random_users, write_store, write_table

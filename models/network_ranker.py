@@ -1,13 +1,17 @@
-"""HierTCN as a ranker of the evaluation protocol.
+"""A trained network, HierTCN or a compared one, as a ranker of the evaluation protocol.
 
-Exact and stateless: each request's user state is folded from the start state over all closed
-sessions, and the running session passes through the network's whole receptive field, so a score
-equals what the sidecar would serve from an up-to-date state. Item rows past the table are skipped.
+Exact and stateless: each request's ``u`` is computed from the user's whole history up to it. For
+HierTCN that means folding the user state from the start state over all closed sessions, and passing
+the running session through the whole receptive field, so a score equals what the sidecar would
+serve from an up-to-date state. Item rows past the table are skipped.
 """
+
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import Requests
@@ -15,46 +19,48 @@ from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from hiertcn.training.item_vectors import ItemVectors, as_vectors
-from hiertcn.training.term_scores import term_scores
+from hiertcn.training.session_model import SessionModel
+from hiertcn.training.term_scores import term_scores, terms_of
 from hiertcn.training.user_embeddings import embed_before
-from models.hiertcn import HierTCN
 
 
-class HierTCNRanker:
-    """Scores candidates by ``x^T u`` (Eq. 12) and the model's scoring terms.
+class NetworkRanker:
+    """Scores candidates by ``x^T u`` (Eq. 12) and the network's scoring terms, if it has any.
 
     Args:
-        model: put into evaluation mode.
+        network: a `hiertcn.training.session_model.SessionModel`; put into evaluation mode.
         store: the histories.
-        table: the vectors the model was trained with.
+        table: the vectors the network was trained with.
         outputs: the vectors that score items, where they are other ones (one-hot items).
-        transitions: the table the model was trained with, if it has scoring terms.
-        name: of the ranker in tables and in the gate.
+        transitions: which items follow which, if it has scoring terms.
+        name: of the ranker in tables and in the gate; None for the network's.
         device: where to compute.
     """
 
     def __init__(
         self,
-        model: HierTCN,
+        network: nn.Module,
         store: SessionStore,
         table: ItemTable | ItemVectors,
         *,
         outputs: ItemTable | None = None,
         transitions: TransitionTable | None = None,
-        name: str = "HierTCN",
+        name: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.name = name
-        self._model = model.to(device).eval()
+        own_name: str = getattr(cast(Any, network).config, "network", type(network).__name__)
+        self.name = own_name if name is None else name
+        self._model = cast(SessionModel, network.to(device).eval())
         self._store, self._device = store, device
         self._vectors = as_vectors(table, device)
         self._outputs = self._vectors.outputs if outputs is None else as_vectors(outputs, device)
-        if model.terms is not None and transitions is None:
+        terms = terms_of(network)
+        if terms is not None and transitions is None:
             raise InputError(
-                f"{name} has the scoring terms {', '.join(model.config.terms)} but no transition "
+                f"{self.name} has the scoring terms {', '.join(terms.names)} but no transition "
                 "table; expected the folder `transitions` of its model"
             )
-        self._terms = term_scores(model, store, transitions, device=device)
+        self._terms = term_scores(network, store, transitions, device=device)
 
     @property
     def items(self) -> int:
