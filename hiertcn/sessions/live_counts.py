@@ -33,14 +33,11 @@ class LiveShares:
     Args:
         store: the interactions, of all users; rows from ``items`` on are passed over.
         items: length of the catalogue.
-        end_us: interactions at or after it, in microseconds, are not seen; None: all are.
     """
 
-    def __init__(self, store: SessionStore, items: int, end_us: int | None = None) -> None:
+    def __init__(self, store: SessionStore, items: int) -> None:
         rows, times = np.asarray(store.item_rows), np.asarray(store.timestamps_us)
         kept = rows < items
-        if end_us is not None:
-            kept &= times < end_us
         minute = times[kept] // MINUTE_US
         self._items = items
         self._minutes = _Buckets(minute, rows[kept], items)

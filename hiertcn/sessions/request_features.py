@@ -44,7 +44,6 @@ class RequestFeatures:
         names: the features to compute, from `FEATURES`, in that order.
         store: the histories, and the interactions that are live.
         transitions: which items follow which.
-        end_us: interactions at or after it are not live, in microseconds; None: all are.
 
     Raises:
         InputError: the names are not features, or in another order.
@@ -55,8 +54,6 @@ class RequestFeatures:
         names: tuple[str, ...],
         store: SessionStore,
         transitions: TransitionTable,
-        *,
-        end_us: int | None = None,
     ) -> None:
         if list(names) != [name for name in FEATURES if name in names]:
             raise InputError(
@@ -68,7 +65,7 @@ class RequestFeatures:
         self._memory = MemoryFeatures(transitions)
         self._live: LiveShares | None = None
         if any(name in live_counts.FEATURES for name in names):
-            self._live = LiveShares(store, len(transitions), end_us)
+            self._live = LiveShares(store, len(transitions))
         self._chosen = [FEATURES.index(name) for name in names]
 
     @property

@@ -36,7 +36,7 @@ from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatch, SessionBatches
 from hiertcn.sessions.lane_plan import choose_lanes
 from hiertcn.sessions.split import Split
-from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import count_transitions
 from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
@@ -65,7 +65,7 @@ from hiertcn.training.prefetch import prefetched
 from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.resuming import load_run, run_identity, step_seed
 from hiertcn.training.session_model import SessionModel
-from hiertcn.training.term_fitting import fit_terms
+from hiertcn.training.term_fitting import fit_on_validation
 from hiertcn.training.term_scores import terms_of
 from hiertcn.training.validation import Validation
 from hiertcn.training.whole_history import HistoryModel
@@ -348,7 +348,9 @@ class _Run:
 
     def _finish(self, stopped: str) -> TrainSummary:
         if self.ranks.is_first:
-            self._fit_terms()
+            fit_on_validation(
+                self.model, self.store, self.vectors, self.split, self.options, self.device
+            )
             self._write()
         self.ranks.barrier()
         summary = self.progress.summary(stopped, self.module, self.vectors)
@@ -361,31 +363,6 @@ class _Run:
             self.output,
         )
         return summary
-
-    def _fit_terms(self) -> None:
-        """Fit the scoring terms, if the model has any, where the network was validated."""
-        if terms_of(self.model) is None:
-            return
-        store, split = self.store, self.split
-        starts = store.session_starts_us()
-        sessions = np.flatnonzero(
-            (starts >= split.validation_start_us) & (starts < split.test_start_us)
-        )
-        if len(sessions) == 0:
-            _log.warning("no session to fit the scoring terms on; they keep their start weights")
-            return
-        transitions = count_transitions(store, len(self.table), end_us=split.validation_start_us)
-        lengths = store.session_offsets[sessions + 1] - store.session_offsets[sessions]
-        fit_terms(
-            self.model,
-            store,
-            self.vectors,
-            transitions,
-            np.repeat(sessions, lengths),
-            ranges(store.session_offsets[sessions], lengths),
-            self.options,
-            self.device,
-        )
 
     def _write(self) -> None:
         save_weights(self.module, self.output / WEIGHTS_FILE)

@@ -95,7 +95,7 @@ class Objective:
             target = self._outputs.gather(batch.target_rows)
         if options.loss == "l2":
             return losses.l2(u, target).mean()
-        whole = options.loss == "softmax" and self._sampler.whole_catalogue
+        whole = options.loss in ("softmax", "mrr") and self._sampler.whole_catalogue
         if whole:
             scores = self._score_catalogue(u, batch)
             positive = scores.gather(1, batch.target_rows.unsqueeze(1)).squeeze(1)
@@ -114,7 +114,11 @@ class Objective:
                 loss = loss + options.impression_weight * losses.softmax(positive, *shown)
             return loss.mean()
         if options.loss == "mrr":
-            loss = _reciprocal_rank(positive, *self._score_pool(u, batch, rng))
+            if whole:
+                rows = torch.arange(scores.shape[1], device=self._device)
+                loss = _reciprocal_rank(positive, scores, rows != batch.target_rows.unsqueeze(1))
+            else:
+                loss = _reciprocal_rank(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
                 loss = loss + options.impression_weight * _reciprocal_rank(positive, *shown)
             return loss.mean()

@@ -12,6 +12,8 @@ seconds.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -21,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hiertcn.sessions.store import SessionStore
-from hiertcn.sessions.transitions import TransitionTable
+from hiertcn.sessions.split import Split
+from hiertcn.sessions.store import SessionStore, ranges
+from hiertcn.sessions.transitions import TransitionTable, count_transitions
 from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.objective import Objective
 from hiertcn.training.options import Loss, TrainOptions
@@ -45,6 +48,41 @@ class _Targets:
     target_rows: Tensor
     interactions: NDArray[np.int64]
     pool_targets: NDArray[np.int64]
+
+
+def fit_on_validation(
+    model: SessionModel,
+    store: SessionStore,
+    vectors: ItemVectors,
+    split: Split,
+    options: TrainOptions,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Fit the terms of ``model``, if it has any, on the split's validation sessions.
+
+    Transitions are counted on the sessions before them. Arguments are `fit_terms`'s.
+    """
+    if terms_of(model) is None:
+        return
+    starts = store.session_starts_us()
+    sessions = np.flatnonzero(
+        (starts >= split.validation_start_us) & (starts < split.test_start_us)
+    )
+    if len(sessions) == 0:
+        _log.warning("no session to fit the scoring terms on; they keep their start weights")
+        return
+    first = store.session_offsets[sessions]
+    lengths = store.session_offsets[sessions + 1] - first
+    fit_terms(
+        model,
+        store,
+        vectors,
+        count_transitions(store, len(vectors), end_us=split.validation_start_us),
+        np.repeat(sessions, lengths),
+        ranges(first, lengths),
+        options,
+        device,
+    )
 
 
 def fit_terms(
@@ -103,27 +141,35 @@ def fit_terms(
         optimizer, start_factor=1.0, end_factor=0.01, total_iters=len(stages)
     )
     recent = []
-    for stage in tqdm(stages, desc="fit terms", unit="step", mininterval=2):
-        chosen = _draw(len(rows), rng)
-        target_rows = torch.from_numpy(rows[chosen]).to(device)
-        with torch.no_grad():
-            items = vectors.outputs.gather(rows[chosen])
-        batch = _Targets(
-            items=items,
-            targets=torch.arange(len(chosen), device=device),
-            target_rows=target_rows,
-            interactions=interaction[chosen],
-            pool_targets=rows[chosen],
-        )
-        loss = stage(u[torch.from_numpy(chosen).to(device)], batch, rng)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        recent.append(float(loss.detach()))
+    with _frozen(vectors):
+        for stage in tqdm(stages, desc="fit terms", unit="step", mininterval=2):
+            chosen = _draw(len(rows), rng)
+            batch = _Targets(
+                items=vectors.outputs.gather(rows[chosen]),
+                targets=torch.arange(len(chosen), device=device),
+                target_rows=torch.from_numpy(rows[chosen]).to(device),
+                interactions=interaction[chosen],
+                pool_targets=rows[chosen],
+            )
+            loss = stage(u[torch.from_numpy(chosen).to(device)], batch, rng)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            recent.append(float(loss.detach()))
     loss_at_end = float(np.mean(recent[-_STEPS // 10 :]))
     _log.info("fitted the scoring terms on %d interactions, loss %.4f", len(rows), loss_at_end)
     return loss_at_end
+
+
+@contextmanager
+def _frozen(vectors: ItemVectors) -> Iterator[None]:
+    """Ask for no gradients of trained vectors meanwhile: of a whole catalogue they cost most."""
+    vectors.requires_grad_(False)
+    try:
+        yield
+    finally:
+        vectors.requires_grad_(True)
 
 
 def _draw(count: int, rng: np.random.Generator) -> NDArray[Any]:

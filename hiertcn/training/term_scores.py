@@ -100,7 +100,6 @@ def term_scores(
     transitions: TransitionTable | None,
     *,
     device: torch.device | str,
-    end_us: int | None = None,
 ) -> TermScores | None:
     """Return what scores a model's terms on a store, None for a model without terms.
 
@@ -109,13 +108,12 @@ def term_scores(
         store: the histories.
         transitions: the table the model was trained with; needed if it has terms.
         device: where scores live.
-        end_us: see `hiertcn.sessions.request_features.RequestFeatures`.
     """
     terms = terms_of(model)
     if terms is None:
         return None
     assert transitions is not None
-    features = RequestFeatures(terms.names, store, transitions, end_us=end_us)
+    features = RequestFeatures(terms.names, store, transitions)
     return TermScores(terms, features, device)
 
 

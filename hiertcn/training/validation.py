@@ -18,7 +18,6 @@ from hiertcn.training.item_vectors import ItemVectors, as_vectors
 from hiertcn.training.negatives import shown_negatives
 from hiertcn.training.objective import score_shown
 from hiertcn.training.session_model import SessionModel
-from hiertcn.training.term_scores import TermScores
 from hiertcn.training.user_embeddings import embed_before
 
 _REQUESTS_PER_PASS = 2048
@@ -30,7 +29,6 @@ class Validation:
     Args:
         requests: draw sessions until they hold at least this many interactions.
         seed: of the draw.
-        terms: the model's scoring terms, None if it has none.
 
     Raises:
         InputError: no session starts in the validation range.
@@ -45,9 +43,8 @@ class Validation:
         requests: int,
         seed: int,
         device: torch.device,
-        terms: TermScores | None = None,
     ) -> None:
-        self._store, self._device, self._terms = store, device, terms
+        self._store, self._device = store, device
         self._vectors = as_vectors(table, device)
         starts = store.session_starts_us()
         sessions = np.flatnonzero(
@@ -92,19 +89,12 @@ class Validation:
         u = embed_before(model, self._store, self._vectors, sessions, interactions, self._device)
         targets = self._store.item_rows[interactions].astype(np.int64)
         outputs = self._vectors.outputs
-        terms = self._terms
+        positive = (u * outputs.gather(targets)).sum(1, keepdim=True)
         if self._among_shown:
-            positive = (u * outputs.gather(targets)).sum(1, keepdim=True)
             shown = shown_negatives(self._store, interactions)
             scores, others = score_shown(u, shown, outputs, self._device)
-            if terms is not None:
-                positive = terms.of_items(positive, sessions, interactions, targets[:, None])
-                scores = terms.of_items(scores, sessions, interactions, shown.padded())
         else:
             scores = u @ outputs.all().T
-            if terms is not None:
-                scores = terms.of_catalogue(scores, sessions, interactions)
-            positive = scores.gather(1, torch.from_numpy(targets).to(scores.device)[:, None])
             others = torch.ones_like(scores, dtype=torch.bool)
             others[torch.arange(len(u)), torch.from_numpy(targets)] = False
         # A NaN score of the target must not rank it first.

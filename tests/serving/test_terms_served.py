@@ -1,7 +1,7 @@
 """What the offline ranker scores, the sidecar serves: with every term, through restarts and flips.
 
 A simulated log is replayed through the real sidecar on the real Triton: before each interaction the
-catalogue and some candidates are ranked, and every score is held against ``HierTCNRanker`` on the
+catalogue and some candidates are ranked, and every score is held against ``NetworkRanker`` on the
 session store of the whole log. Half-way the sidecar restarts and a second release takes over, which
 numbers the items anew, has another model, and has seen more of the log.
 """
@@ -28,7 +28,7 @@ from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from models.hiertcn import HierTCN
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from tests.session_logs import START_US, write_events
 
 MINUTE_US = 60_000_000
@@ -42,7 +42,7 @@ class Served:
 
     number: int
     item_ids: list[str]
-    ranker: HierTCNRanker
+    ranker: NetworkRanker
     store: SessionStore
     requests: Requests
 
@@ -112,7 +112,7 @@ def _publish(root: Path, folder: Path, number: int, log, seen: int, exported, it
     )
     assert published == number
     transitions = TransitionTable.open(folder / "user_states" / "transitions")
-    ranker = HierTCNRanker(model, whole, table, transitions=transitions)
+    ranker = NetworkRanker(model, whole, table, transitions=transitions)
     return Served(number, item_ids, ranker, whole, build_requests(whole, 0))
 
 

@@ -20,7 +20,7 @@ from hiertcn.training.item_vectors import (
 from hiertcn.training.options import TrainOptions
 from hiertcn.training.validation import Validation
 from models.hiertcn import HierTCN, HierTCNConfig, load_hiertcn
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from tests.session_logs import random_users, write_store, write_table
 
 ITEMS, DIM = 30, 9
@@ -152,8 +152,8 @@ def test_trained_vectors_learn_and_are_written_as_tables(log, tmp_path, kind, is
     from hiertcn.evaluation.protocol import build_requests
 
     requests = build_requests(store, split.test_start_us)
-    scores = HierTCNRanker(model, store, written, outputs=outputs).score(requests, None)
-    np.testing.assert_array_equal(scores, HierTCNRanker(model, store, loaded).score(requests, None))
+    scores = NetworkRanker(model, store, written, outputs=outputs).score(requests, None)
+    np.testing.assert_array_equal(scores, NetworkRanker(model, store, loaded).score(requests, None))
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(log, tmp_path, monkeypatch, is_sparse):

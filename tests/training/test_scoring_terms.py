@@ -16,7 +16,7 @@ from hiertcn.sessions.transitions import TransitionTable
 from hiertcn.training.hiertcn import TRANSITIONS_FOLDER, train_hiertcn
 from hiertcn.training.options import TrainOptions
 from models.hiertcn import HierTCN, HierTCNConfig, load_hiertcn
-from models.hiertcn_ranker import HierTCNRanker
+from models.network_ranker import NetworkRanker
 from models.scoring_terms import ScoringTerms
 from tests.session_logs import random_users, write_store, write_table
 
@@ -90,11 +90,11 @@ def test_a_trained_model_ranks_the_same_after_loading_with_candidates_and_withou
     output, model, _ = run
     transitions = TransitionTable.open(output / TRANSITIONS_FOLDER)
     requests = build_requests(store, split.test_start_us)
-    ranker = HierTCNRanker(model, store, table, transitions=transitions)
+    ranker = NetworkRanker(model, store, table, transitions=transitions)
     scores = ranker.score(requests, None)
     loaded = load_hiertcn(output)
     assert loaded.config == CONFIG
-    again = HierTCNRanker(loaded, store, table, transitions=transitions)
+    again = NetworkRanker(loaded, store, table, transitions=transitions)
     np.testing.assert_array_equal(scores, again.score(requests, None))
     rows = np.random.default_rng(0).integers(-1, ITEMS, (len(requests), 7)).astype(np.int32)
     asked = again.score(requests, rows)
@@ -102,7 +102,7 @@ def test_a_trained_model_ranks_the_same_after_loading_with_candidates_and_withou
     np.testing.assert_allclose(asked[rows >= 0], expected[rows >= 0], atol=1e-5)
     assert (asked[rows < 0] == -np.inf).all()
     with pytest.raises(InputError, match="no transition table"):
-        HierTCNRanker(model, store, table)
+        NetworkRanker(model, store, table)
 
 
 def test_the_gate_learns_and_resumes_to_the_same_bits(log, run, tmp_path):
@@ -159,12 +159,12 @@ def test_terms_lift_what_counting_knows_on_sessions_the_network_never_saw(log, r
     output, model, _ = run
     requests = build_requests(store, split.test_start_us)
     transitions = TransitionTable.open(output / TRANSITIONS_FOLDER)
-    with_terms = HierTCNRanker(model, store, table, transitions=transitions)
+    with_terms = NetworkRanker(model, store, table, transitions=transitions)
     plain = HierTCN(dataclasses.replace(CONFIG, terms=()))
     plain.load_state_dict(
         {name: value for name, value in model.state_dict().items() if "terms" not in name}
     )
-    without = HierTCNRanker(plain, store, table)
+    without = NetworkRanker(plain, store, table)
     ranks = [
         evaluate([ranker], store, requests, items=ITEMS, resamples=0).rankers[0]
         for ranker in (with_terms, without)
