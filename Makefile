@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Extras of pyproject.toml to install; CI takes them all: make install EXTRAS=dev,spark,tracing,ui,valkey
+EXTRAS ?= dev,ui
+
 # Options of `make demo`; see `make demo OPTIONS=--help`.
 EVENTS ?=
 ITEMS ?=
@@ -24,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about 2 minutes; the log is $(VENV)/install.log)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@date +%s > $(VENV)/install.start
-	@$(PIP) --editable '.[dev]' > $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log >&2; exit 1; }
+	@$(PIP) --editable '.[$(EXTRAS)]' > $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log >&2; exit 1; }
 	@# Only the wheel's files are used; its own requirements (numpy < 2) are not.
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
 	  $(PIP) --no-deps --target $(VENV)/share/hiertcn/triton nvidia-pytriton >> $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log >&2; exit 1; }; \

@@ -1,5 +1,8 @@
 """Small real parts of releases, made once a session: exporting a model takes seconds."""
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +132,33 @@ def _write_parts(folder: Path, seed: int, exported: Path) -> dict[str, Path]:
     np.save(folder / "popularity.npy", generator.random(ITEMS, np.float32))
     parts = {path.name: path for path in folder.iterdir()}
     return {**parts, "start_state.npy": exported / "start_state.npy"}
+
+
+@pytest.fixture(scope="session")
+def required_program() -> Callable[[str], str]:
+    """Path of a program that a test starts; without it the test is skipped, in CI it fails."""
+
+    def path(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            _lacking(f"{name} is not on PATH; install its Debian package")
+        return str(found)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def required_module() -> Callable[[str], None]:
+    """Skip the test without a module of an extra; in CI it fails."""
+
+    def check(name: str) -> None:
+        if importlib.util.find_spec(name) is None:
+            _lacking(f"the module {name} is not installed; install the extra it belongs to")
+
+    return check
+
+
+def _lacking(reason: str) -> None:
+    if os.environ.get("CI_REQUIRES_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason)
