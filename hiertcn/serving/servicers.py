@@ -1,8 +1,6 @@
 """The gRPC methods: check the request, ask the engine, word the reply or the error.
 
-InputError    INVALID_ARGUMENT, a sentence that names the field
-ReleaseError  FAILED_PRECONDITION: the release must not be served
-ServingError  UNAVAILABLE: the disk or Triton failed; a retry may succeed
+Which status an error is answered with says ``status.py``.
 """
 
 import time
@@ -13,7 +11,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from hiertcn.errors import InputError, ReleaseError, ServingError
+from hiertcn.errors import InputError, ServingError
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import validation as check
@@ -22,6 +20,7 @@ from hiertcn.serving.engine import Engine
 from hiertcn.serving.fold import UNKNOWN_ROW, unfolded
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.record import NEVER_US, Journal
+from hiertcn.serving.status import status_of
 
 RECOMMENDER: Final = "hiertcn.v1.Recommender"
 RELEASES: Final = "hiertcn.v1.Releases"
@@ -187,7 +186,7 @@ def _unary(
                 )
             reply = await method(request)
         except (InputError, ServingError) as error:
-            code = _status(error)
+            code = status_of(error)
             metrics.requests.labels(name, code.name).inc()
             await context.abort(code, str(error))
             raise
@@ -198,14 +197,6 @@ def _unary(
     return grpc.unary_unary_rpc_method_handler(
         handle, request_deserializer=parse, response_serializer=response_type.SerializeToString
     )
-
-
-def _status(error: Exception) -> Any:
-    if isinstance(error, ReleaseError):
-        return grpc.StatusCode.FAILED_PRECONDITION
-    if isinstance(error, InputError):
-        return grpc.StatusCode.INVALID_ARGUMENT
-    return grpc.StatusCode.UNAVAILABLE
 
 
 def _journal_entries(journal: Journal) -> list[pb.JournalEntry]:
