@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +27,20 @@ class ServingProcess:
         state_dir: of the sidecar; its ``serving.json`` says when it is ready.
         log: file for what it prints.
         model_deadline_ms: after which a simpler ranking answers.
+        options: more of ``hiertcn serve``.
 
     Raises:
         ServingError: it ended, or was not ready within two minutes; nothing is left running.
     """
 
     def __init__(
-        self, repository: Path, state_dir: Path, log: Path, *, model_deadline_ms: int = 200
+        self,
+        repository: Path,
+        state_dir: Path,
+        log: Path,
+        *,
+        model_deadline_ms: int = 200,
+        options: Sequence[str] = (),
     ) -> None:
         self.log = log
         self._ready_file = state_dir / SERVING_FILE
@@ -41,6 +49,7 @@ class ServingProcess:
             *(f"--state-dir={state_dir}", "--port=0", "--metrics-port=0"),
             *("--triton-grpc-port=0", "--triton-http-port=0"),
             f"--model-deadline-ms={model_deadline_ms}",
+            *options,
         ]
         with log.open("w") as output:
             self._process = subprocess.Popen(
