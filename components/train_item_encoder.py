@@ -7,6 +7,7 @@ def train_item_encoder(
     lineage: str,
     feature_columns: list[str],
     item_dim: int,
+    encoder_pooling: str,
     encoder_epochs: int,
     seed: int,
     checkpoint_store: str,
@@ -24,6 +25,7 @@ def train_item_encoder(
         lineage: lineage of the graph, and so of the snapshot.
         feature_columns: item columns used as features; none uses all usable ones.
         item_dim: coordinates of an embedding.
+        encoder_pooling: importance, mean, max or graphsage.
         encoder_epochs: at most this many epochs.
         seed: seed of walks, features, weights and batches.
         checkpoint_store: folder for the checkpoint of an unfinished training; empty for none.
@@ -76,7 +78,14 @@ def train_item_encoder(
         csr = CSR.open(Path(training_graph.path))
         torch.manual_seed(seed)
         encoder = GraphSAGE(
-            GraphSAGEConfig(items=csr.items, feature_dim=len(matrix.names), dim=item_dim)
+            GraphSAGEConfig(
+                items=csr.items,
+                feature_dim=len(matrix.names),
+                dim=item_dim,
+                # Narrower layers would leave coordinates of a wide output without meaning.
+                hidden=max(item_dim, 64),
+                pooling=encoder_pooling,
+            )
         )
         with resumable_folder(Path(item_encoder.path), checkpoint_store, running.lineage) as folder:
             summary = train(

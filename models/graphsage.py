@@ -6,7 +6,9 @@
     out_u = normalize(G2 ReLU(G1 z_u + g) + S z_0)    PinSage, Algorithm 2, lines 15-16
 
 The weights of a neighborhood sum to 1, so AGG is the importance-weighted mean. Q is applied once
-per source, not once per edge.
+per source, not once per edge. ``pooling`` chooses another AGG over the same neighborhood: the plain
+mean or the coordinate-wise maximum of the messages, or the mean of the neighbors as they are, with
+no Q, which is GraphSAGE's mean aggregator (Hamilton et al. 2017, Algorithm 1).
 
 Where we differ: Eq. 18 ends in a ReLU, which would confine all vectors to one orthant; as PinSage
 does, two dense layers follow. ``S z_0`` is ours: it lets the encoder keep what distinguishes an
@@ -18,7 +20,7 @@ an item without neighbors another one, never zeros.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ from torch_geometric.utils import spmm
 from hiertcn.errors import InputError
 from hiertcn.files import read_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights
+
+POOLINGS: Final = ("importance", "mean", "max", "graphsage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class GraphSAGEConfig:
         hidden: width between the layers.
         layers: convolutions.
         id_vectors: learn a vector per item, added to the projected features.
+        pooling: one of :data:`POOLINGS`.
     """
 
     items: int
@@ -49,6 +54,7 @@ class GraphSAGEConfig:
     hidden: int = 64
     layers: int = 2
     id_vectors: bool = True
+    pooling: str = "importance"
 
     def __post_init__(self) -> None:
         for name in ("dim", "hidden", "layers"):
@@ -57,6 +63,8 @@ class GraphSAGEConfig:
         for name in ("items", "feature_dim"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling is {self.pooling!r}; expected one of {', '.join(POOLINGS)}")
         if not self.id_vectors and not self.feature_dim:
             raise InputError(
                 "id_vectors is false and feature_dim is 0, so all items would look alike; give "
@@ -83,18 +91,25 @@ class GraphSAGEConfig:
 
 
 class PinSageConv(MessagePassing):  # type: ignore[misc]
-    """Eq. 18 with the importance-weighted mean as AGG."""
+    """Eq. 18; AGG is the importance-weighted mean or another pooling (see the module).
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(aggr="sum")
-        self.neighbor = nn.Linear(dim, dim)
+    Args:
+        dim: width of sources and targets.
+        pooling: one of :data:`POOLINGS`. ``max`` runs on CPUs only.
+    """
+
+    def __init__(self, dim: int, pooling: str = "importance") -> None:
+        super().__init__(aggr="max" if pooling == "max" else "sum")
+        self.pooling = pooling
+        self.neighbor = nn.Identity() if pooling == "graphsage" else nn.Linear(dim, dim)
         self.combine = nn.Linear(2 * dim, dim)
         self.no_neighbors = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
-        self.neighbor.reset_parameters()
+        if isinstance(self.neighbor, nn.Linear):
+            self.neighbor.reset_parameters()
         self.combine.reset_parameters()
         nn.init.uniform_(self.no_neighbors, 0.0, 0.1)
 
@@ -111,8 +126,8 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
         return self.update_targets(z[: adjacency.shape[0]], self.messages(z), adjacency)
 
     def messages(self, z: Tensor) -> Tensor:
-        """ReLU(Q z + q): float32 [sources, dim] -> [sources, dim]."""
-        return torch.relu(self.neighbor(z))
+        """ReLU(Q z + q), or z for ``graphsage``: float32 [sources, dim] -> [sources, dim]."""
+        return z if self.pooling == "graphsage" else torch.relu(self.neighbor(z))
 
     def update_targets(self, z: Tensor, messages: Tensor, adjacency: Tensor) -> Tensor:
         """Aggregate and combine.
@@ -122,14 +137,29 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
             messages: float32 [sources, dim].
             adjacency: sparse CSR float32 [targets, sources].
         """
-        aggregated = self.propagate(adjacency, x=messages)
-        alone = (adjacency.crow_indices().diff() == 0).unsqueeze(-1)
-        aggregated = torch.where(alone, self.no_neighbors, aggregated)
+        degrees = adjacency.crow_indices().diff()
+        aggregated = self.propagate(self._weighted(adjacency, degrees), x=messages)
+        aggregated = torch.where((degrees == 0).unsqueeze(-1), self.no_neighbors, aggregated)
         return torch.relu(self.combine(torch.cat([z, aggregated], dim=-1)))
 
     def message_and_aggregate(self, edge_index: Tensor, x: Tensor) -> Tensor:
-        """Sum messages by the adjacency's weights without materializing one per edge."""
-        return spmm(edge_index, x, reduce="sum")  # type: ignore[no-any-return]
+        """Aggregate messages by the adjacency without materializing one per edge."""
+        return spmm(edge_index, x, reduce=self.aggr)  # type: ignore[no-any-return]
+
+    def _weighted(self, adjacency: Tensor, degrees: Tensor) -> Tensor:
+        """Return the adjacency with the weights that the pooling gives its edges."""
+        if self.pooling == "importance":
+            return adjacency
+        weights = torch.ones_like(adjacency.values())
+        if self.pooling != "max":
+            weights = weights / torch.repeat_interleave(degrees, degrees)
+        return torch.sparse_csr_tensor(
+            adjacency.crow_indices(),
+            adjacency.col_indices(),
+            weights,
+            adjacency.shape,
+            check_invariants=False,
+        )
 
 
 class GraphSAGE(nn.Module):
@@ -143,7 +173,9 @@ class GraphSAGE(nn.Module):
             self.missing = nn.Parameter(torch.empty(config.hidden))
         if config.id_vectors:
             self.id_vectors = nn.Embedding(config.items, config.hidden)
-        self.convolutions = nn.ModuleList(PinSageConv(config.hidden) for _ in range(config.layers))
+        self.convolutions = nn.ModuleList(
+            PinSageConv(config.hidden, config.pooling) for _ in range(config.layers)
+        )
         self.head = nn.Linear(config.hidden, config.hidden)
         self.output = nn.Linear(config.hidden, config.dim, bias=False)
         self.skip = nn.Linear(config.hidden, config.dim, bias=False)

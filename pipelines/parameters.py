@@ -202,6 +202,14 @@ PARAMETERS: Final = (
         help="Size of an item's embedding, without the popularity coordinate.",
     ),
     Parameter(
+        name="encoder_pooling",
+        default="importance",
+        choices=("importance", "mean", "max", "graphsage"),
+        group=_GRAPH,
+        help="How the item encoder sums up an item's neighbors: PinSage's mean weighted by "
+        "importance, the plain mean, the maximum, or GraphSAGE's mean without a layer before it.",
+    ),
+    Parameter(
         name="encoder_epochs",
         default=5,
         group=_GRAPH,

@@ -158,19 +158,23 @@ class _Training:
         if options.max_steps:
             self.planned_steps = min(self.planned_steps, options.max_steps)
         if edges:
-            self.sampler = PairSampler(held.training, weight_power=options.weight_power)
+            self.sampler = PairSampler(
+                held.training,
+                weight_power=options.weight_power,
+                hard_ranks=options.hard_ranks,
+                seed=options.seed,
+            )
 
     def run_epoch(self, progress: Progress) -> None:
         self.encoder.train()
         rng = np.random.default_rng([self.options.seed, 1, progress.epochs])
         steps = min(self.epoch_steps, self.planned_steps - progress.steps)
+        hard = min(progress.epochs, self.options.hard_negatives)
         total = 0.0
         title = f"item encoder epoch {progress.epochs + 1}/{self.options.epochs}"
         for step in tqdm(range(steps), desc=title, unit="step", mininterval=2):
             self._set_learning_rate(progress.steps + step)
-            pairs = self.sampler.draw(
-                rng, self.options.batch, self.options.negatives, self.options.hard_negatives
-            )
+            pairs = self.sampler.draw(rng, self.options.batch, self.options.negatives, hard)
             loss = self._loss(pairs)
             if not torch.isfinite(loss):
                 raise InputError(
@@ -229,10 +233,12 @@ class _Training:
         is_negative = torch.from_numpy(
             (candidates != pairs.positives[:, None]) & (candidates != pairs.queries[:, None])
         )
-        if options.hard_negatives:
-            near = (hard.view(batch, options.hard_negatives, -1) * queries.unsqueeze(1)).sum(-1)
+        if pairs.hard.size:
+            near = (hard.view(*pairs.hard.shape, -1) * queries.unsqueeze(1)).sum(-1)
             negative = torch.cat([negative, near], dim=1)
-            is_hard = torch.from_numpy(pairs.hard != pairs.positives[:, None])
+            is_hard = torch.from_numpy(
+                (pairs.hard != pairs.positives[:, None]) & (pairs.hard != pairs.queries[:, None])
+            )
             is_negative = torch.cat([is_negative, is_hard], dim=1)
         return item_loss(
             options.loss,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hiertcn.errors import InputError
+from hiertcn.training.item_hard_negatives import RANKS, check_ranks
 from hiertcn.training.item_losses import ITEM_LOSSES
 
 
@@ -22,7 +23,9 @@ class ItemEncoderOptions:
         negatives: items drawn uniformly a step, shared by all its pairs.
         in_batch_negatives: also compare with the other pairs' positives; ``softmax`` corrects for
             how often each is drawn (logQ).
-        hard_negatives: items per pair that lie two steps from the query but not next to it.
+        hard_negatives: most hard negatives per pair: none in the first epoch, n - 1 in epoch n
+            (PinSage, section 3.3; see ``item_hard_negatives``).
+        hard_ranks: walk ranks they are drawn from, in a catalog of 100,000 items or more.
         negatives_weight: C of Eq. 19.
         temperature: divides the dot products of ``softmax`` and ``nce``; ``nce`` learns better
             with 0.3.
@@ -42,6 +45,7 @@ class ItemEncoderOptions:
     negatives: int = 256
     in_batch_negatives: bool = True
     hard_negatives: int = 0
+    hard_ranks: tuple[int, int] = RANKS
     negatives_weight: float = 1.0
     temperature: float = 0.1
     margin: float = 0.3
@@ -63,6 +67,7 @@ class ItemEncoderOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.loss not in ITEM_LOSSES:
             raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(ITEM_LOSSES)}")
+        check_ranks(self.hard_ranks)
         if not 0 <= self.validation_share < 1:
             raise InputError(
                 f"validation_share is {self.validation_share}; expected a share in [0, 1)"

@@ -5,13 +5,12 @@ would have seen.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.graph.csr import CSR
-from hiertcn.items.hashing import compiled
+from hiertcn.training.item_hard_negatives import RANKS, HardNegatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class PairBatch:
     Attributes:
         queries, positives: int64 [batch].
         shared: int64 [negatives], uniform items every query is compared with.
-        hard: int64 [batch, hard], items two steps from their query but not next to it.
+        hard: int64 [batch, hard], items that resemble their query, see ``item_hard_negatives``.
     """
 
     queries: NDArray[np.int64]
@@ -79,8 +78,16 @@ class PairBatch:
 class PairSampler:
     """Draws pairs in proportion to a power of the edges' weights."""
 
-    def __init__(self, csr: CSR, *, weight_power: float) -> None:
+    def __init__(
+        self,
+        csr: CSR,
+        *,
+        weight_power: float,
+        hard_ranks: tuple[int, int] = RANKS,
+        seed: int = 0,
+    ) -> None:
         self._csr = csr
+        self._hard = HardNegatives(csr, ranks=hard_ranks, seed=seed)
         self._sources = np.repeat(np.arange(csr.items), csr.degrees)
         mass = np.asarray(csr.weights, np.float64) ** weight_power
         self._cumulative = np.cumsum(mass)
@@ -93,37 +100,11 @@ class PairSampler:
         points = rng.random(batch) * self._cumulative[-1]
         edges = np.minimum(np.searchsorted(self._cumulative, points), len(self._cumulative) - 1)
         queries = self._sources[edges]
-        found = np.empty((batch, hard), np.int64)
-        _draw_hard(
-            self._csr.indptr,
-            self._csr.indices,
-            queries,
-            rng.integers(0, 2**31, (batch, hard, 2)),
-            rng.integers(0, self._csr.items, (batch, hard)),
-            found,
-        )
+        drawn = rng.integers(0, self._csr.items, shared)
+        none = np.empty((batch, 0), np.int64)
         return PairBatch(
             queries=queries,
             positives=self._csr.indices[edges].astype(np.int64),
-            shared=rng.integers(0, self._csr.items, shared),
-            hard=found,
+            shared=drawn,
+            hard=self._hard.draw(rng, queries, hard) if hard else none,
         )
-
-
-@compiled
-def _draw_hard(
-    indptr: Any, indices: Any, queries: Any, steps: Any, fallback: Any, found: Any
-) -> None:
-    """Walk two steps from each query; a neighbor or the query itself gives the fallback item."""
-    for b in range(found.shape[0]):
-        query = queries[b]
-        for h in range(found.shape[1]):
-            here = query
-            for step in range(2):
-                degree = indptr[here + 1] - indptr[here]
-                if degree:
-                    here = np.int64(indices[indptr[here] + steps[b, h, step] % degree])
-            is_near = here == query
-            for k in range(indptr[query], indptr[query + 1]):
-                is_near |= indices[k] == here
-            found[b, h] = fallback[b, h] if is_near else here

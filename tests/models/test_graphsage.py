@@ -8,7 +8,7 @@ from hiertcn.graph.blocks import BlockBuilder
 from hiertcn.graph.walks import Neighborhoods, WalkOptions
 from hiertcn.training.checkpoints import save_weights
 from hiertcn.training.item_batches import adjacency
-from models.graphsage import GraphSAGE, GraphSAGEConfig, PinSageConv, load_graphsage
+from models.graphsage import POOLINGS, GraphSAGE, GraphSAGEConfig, PinSageConv, load_graphsage
 
 # Item 3 has no neighbors.
 NEIGHBORHOODS = Neighborhoods(
@@ -48,6 +48,37 @@ def test_convolution_is_equation_18_with_importance_weights():
         joined = torch.cat([z[u], aggregated])
         expected = torch.relu(convolution.combine.weight @ joined + convolution.combine.bias)
         assert torch.allclose(found[u], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "graphsage"])
+def test_other_poolings_aggregate_the_same_neighbors(pooling):
+    torch.manual_seed(1)
+    convolution = PinSageConv(6, pooling)
+    z = torch.randn(4, 6, requires_grad=True)
+    _, (block,) = BlockBuilder(NEIGHBORHOODS).build(np.arange(4), 1)
+    found = convolution(z, adjacency(block))
+    rows = []
+    for u in range(4):
+        near = z[[int(v) for v in NEIGHBORHOODS.rows[u] if v >= 0]]
+        if pooling != "graphsage":
+            near = torch.relu(convolution.neighbor(near))
+        pooled = near.max(dim=0).values if pooling == "max" and len(near) else near.mean(dim=0)
+        joined = torch.cat([z[u], convolution.no_neighbors if u == 3 else pooled])
+        rows.append(torch.relu(convolution.combine(joined)))
+    expected = torch.stack(rows)
+    assert torch.allclose(found, expected, atol=1e-6)
+    taught = torch.autograd.grad(found.square().sum(), z, retain_graph=True)[0]
+    assert torch.allclose(taught, torch.autograd.grad(expected.square().sum(), z)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dim", [128, 512])
+def test_poolings_and_widths_embed_to_length_one(pooling, dim):
+    encoder = make_encoder(pooling=pooling, dim=dim, hidden=dim)
+    found = embed(encoder, [3, 0, 1], torch.randn(4, 3), torch.ones(4).bool())
+    assert found.shape == (3, dim) and torch.allclose(found.norm(dim=1), torch.ones(3))
+    with pytest.raises(InputError, match="pooling is 'sum'"):
+        make_encoder(pooling="sum")
 
 
 def test_output_has_length_one_and_does_not_depend_on_the_batch():

@@ -14,6 +14,7 @@ from hiertcn.training import item_encoder
 from hiertcn.training.item_batches import adjacency, feature_tensors
 from hiertcn.training.item_encoder import train_item_encoder
 from hiertcn.training.item_encoder_options import ItemEncoderOptions
+from hiertcn.training.item_hard_negatives import HardNegatives
 from hiertcn.training.item_hit_rate import answer_ranks
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_pairs import HeldOutEdges, PairSampler, hold_out_edges
@@ -199,15 +200,57 @@ def test_ranks_by_hand_and_ties_count_against_the_answer():
     assert answer_ranks(vectors, held).tolist() == [2, 4]
 
 
-def test_hard_negatives_are_near_but_not_neighbors():
-    csr = communities()
-    pairs = PairSampler(csr, weight_power=0.5).draw(np.random.default_rng(0), 50, 8, 3)
-    walked = 0
-    for query, positive, hard in zip(pairs.queries, pairs.positives, pairs.hard, strict=True):
-        near = csr.indices[csr.indptr[query] : csr.indptr[query + 1]]
-        assert positive in near
-        walked += len(set(hard.tolist()) - set(near.tolist()) - {int(query)})
-    assert walked > 100
+def test_hard_negatives_have_a_middle_walk_rank_and_are_never_neighbors():
+    csr = communities(groups=4, size=30)
+    queries = np.tile(np.arange(csr.items), 2)
+    ranks = (0, 10_000)  # of 120 items: the first 12
+    hard = HardNegatives(csr, ranks=ranks, seed=3).draw(np.random.default_rng(0), queries, 4)
+    neighbors = [set(csr.indices[csr.indptr[q] : csr.indptr[q + 1]].tolist()) for q in queries]
+    for query, near, drawn in zip(queries.tolist(), neighbors, hard.tolist(), strict=True):
+        assert not near & set(drawn) and query not in drawn
+    # The communities' own items are visited first, and uniform draws would be theirs in 1 of 4.
+    assert (hard // 30 == queries[:, None] // 30).mean() > 0.8
+    # Asked in another order and in parts, the same candidates are found.
+    parts = HardNegatives(csr, ranks=ranks, seed=3)
+    parts.draw(np.random.default_rng(9), queries[::-7], 1)
+    assert np.array_equal(parts.draw(np.random.default_rng(0), queries, 4), hard)
+    far = HardNegatives(csr, ranks=(50_000, 60_000)).draw(np.random.default_rng(0), queries, 4)
+    assert (far // 30 == queries[:, None] // 30).mean() < 0.4
+
+
+def test_hard_negatives_of_exact_ranks():
+    # Item 0 walks to 1, from there to 2, 3 or 4 with these odds; 5 is never reached.
+    weights = np.zeros((6, 6), np.float32)
+    weights[0, 1] = weights[1, 0] = 1
+    weights[1, 2:5] = weights[2:5, 1] = [9, 3, 1]
+    rows, columns = weights.nonzero()
+    csr = CSR(
+        np.searchsorted(rows, np.arange(7)).astype(np.int64),
+        columns.astype(np.int32),
+        weights[rows, columns],
+    )
+    for rank, item in enumerate([2, 3, 4]):
+        scaled = (rank * 100_000 // 6 + 1, (rank + 1) * 100_000 // 6 + 1)
+        hard = HardNegatives(csr, ranks=scaled).draw(np.random.default_rng(0), np.array([0]), 5)
+        assert hard.tolist() == [[item] * 5]
+    with pytest.raises(InputError, match="two ascending ranks"):
+        ItemEncoderOptions(hard_ranks=(5, 5))
+
+
+def test_hard_negatives_come_one_more_each_epoch(tmp_path, monkeypatch):
+    asked = []
+    draw = PairSampler.draw
+
+    def count(sampler, rng, batch, shared, hard):
+        asked.append(hard)
+        pairs = draw(sampler, rng, batch, shared, hard)
+        assert pairs.hard.shape == (batch, hard)
+        return pairs
+
+    monkeypatch.setattr(PairSampler, "draw", count)
+    options = replace(OPTIONS, epochs=4, steps_per_epoch=2, hard_negatives=2)
+    train(communities(), tmp_path, options=options)
+    assert asked == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_disagreeing_inputs_are_named(tmp_path):
