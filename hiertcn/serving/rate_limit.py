@@ -46,6 +46,15 @@ class RateLimiter:
         Raises:
             OverloadError: it is empty; the message names the limit and when to try again.
         """
+        wait_s = self.wait_s(caller)
+        if wait_s:
+            raise OverloadError(
+                f"the rate limit of {self._per_second:g} requests/s for each caller is used up; "
+                f"try again in {wait_s:.3f} s"
+            )
+
+    def wait_s(self, caller: Hashable) -> float:
+        """Take a request out of the bucket and return 0, or return the seconds until one is in."""
         now = self._clock()
         left, then = self._buckets.pop(caller, (self._size, now))
         left = min(self._size, left + (now - then) * self._per_second)
@@ -53,8 +62,4 @@ class RateLimiter:
         self._buckets[caller] = (left - 1.0 if admitted else left, now)
         if len(self._buckets) > self._most_callers:
             self._buckets.popitem(last=False)
-        if not admitted:
-            raise OverloadError(
-                f"the rate limit of {self._per_second:g} requests/s for each caller is used up; "
-                f"try again in {(1.0 - left) / self._per_second:.3f} s"
-            )
+        return 0.0 if admitted else (1.0 - left) / self._per_second

@@ -1,9 +1,9 @@
 """Bearer tokens (RFC 6750) and what each may do, read from a file.
 
-One token a line, ``scope[,scope...] token``, with scopes ``read``, ``write`` and ``admin``; no scope
-implies another. Blank lines and lines that begin with ``#`` are skipped. The file is read again
-when it changes. Tokens are held as digests under a key that is drawn at start: they are found in
-a time that says nothing of how much of one was right, and no message, log or dump shows one.
+One token a line, ``scope[,scope...] token``; the scopes are ``read``, ``write`` and ``admin``, and
+none implies another. Blank lines and lines that begin with ``#`` are skipped. The file is read
+again when it changes. Tokens are held as digests under a key that is drawn at start: they are
+found in a time that says nothing of how much of one was right, and no message or log shows one.
 """
 
 import enum

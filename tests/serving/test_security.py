@@ -1,0 +1,464 @@
+"""TLS, tokens, scopes and rates at the sidecar's real gRPC door."""
+
+import datetime
+import ipaddress
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiertcn.errors import (
+    InputError,
+    OverloadError,
+    PermissionDeniedError,
+    ServingError,
+    UnauthenticatedError,
+)
+from hiertcn.serving import recommender_pb2 as pb
+from hiertcn.serving.access import Access
+from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.rate_limit import RateLimiter
+from hiertcn.serving.security import METHOD_SCOPES
+from hiertcn.serving.tls import ServerTls
+from hiertcn.serving.tokens import Scope, TokenFile
+
+READER, WRITER, ADMIN = (name * 4 for name in ("read-er", "writ-er", "admi-in"))
+T0 = 1_767_225_600_000_000 + 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Paths of a certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """A certificate authority in a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.path = folder / f"{name}.pem"
+        self.path.write_bytes(
+            self._signed(self._name, self._key.public_key(), is_authority=True).public_bytes(
+                serialization.Encoding.PEM
+            )
+        )
+
+    def issue(self, name: str, file: str | None = None) -> Certificate:
+        """A certificate for loopback."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        found = Certificate(
+            self._folder / f"{file or name}.crt", self._folder / f"{file or name}.key"
+        )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        found.cert.write_bytes(
+            self._signed(subject, key.public_key()).public_bytes(serialization.Encoding.PEM)
+        )
+        found.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return found
+
+    def _signed(self, subject: x509.Name, key, *, is_authority: bool = False) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+                ),
+                critical=False,
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+@pytest.fixture
+def authority(tmp_path) -> Authority:
+    return Authority(tmp_path, "authority")
+
+
+@pytest.fixture
+def token_file(tmp_path) -> Path:
+    file = tmp_path / "tokens"
+    file.write_text(
+        f"# who may what\n\nread {READER}\nread,write {WRITER}\nread,write,admin {ADMIN}\n"
+    )
+    return file
+
+
+@pytest.fixture
+def access_of(tmp_path) -> Callable[[str], Access]:
+    def make(token: str) -> Access:
+        file = tmp_path / f"token-{token[:4]}"
+        file.write_text(token + "\n")
+        return Access(token_file=file)
+
+    return make
+
+
+@pytest.fixture
+def with_tokens(shared_toy, shared_triton, start_sidecar, token_file):
+    return start_sidecar(shared_toy, shared_triton.grpc_url, token_file=token_file)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "never became true"
+        time.sleep(0.02)
+
+
+def test_tls_serves_those_who_trust_its_authority_and_no_one_else(
+    shared_toy, shared_triton, start_sidecar, authority, tmp_path
+):
+    own = authority.issue("sidecar")
+    running = start_sidecar(
+        shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key
+    )
+    address = running.sidecar.address
+    with RecommenderClient(address, access=Access(tls_ca=authority.path)) as client:
+        assert client.recommend("ada", timestamp_us=T0).items
+    stranger = Authority(tmp_path, "stranger")
+    for access in (Access(tls_ca=stranger.path), Access()):
+        with (
+            RecommenderClient(address, timeout_s=1.0, access=access) as client,
+            pytest.raises(ServingError),
+        ):
+            client.recommend("ada")
+
+
+def test_mutual_tls_refuses_clients_of_another_authority(
+    shared_toy, shared_triton, start_sidecar, authority, tmp_path
+):
+    own, known = authority.issue("sidecar"), authority.issue("client")
+    unknown = Authority(tmp_path, "stranger").issue("stranger-client")
+    running = start_sidecar(
+        shared_toy,
+        shared_triton.grpc_url,
+        tls_cert=own.cert,
+        tls_key=own.key,
+        tls_client_ca=authority.path,
+    )
+    address = running.sidecar.address
+    shown = Access(tls_ca=authority.path, tls_cert=known.cert, tls_key=known.key)
+    with RecommenderClient(address, access=shown) as client:
+        assert client.recommend("ada", timestamp_us=T0).items
+    for access in (
+        Access(tls_ca=authority.path),
+        Access(tls_ca=authority.path, tls_cert=unknown.cert, tls_key=unknown.key),
+    ):
+        with (
+            RecommenderClient(address, timeout_s=1.0, access=access) as client,
+            pytest.raises(ServingError),
+        ):
+            client.recommend("ada")
+
+
+def test_a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not(
+    shared_toy, shared_triton, start_sidecar, authority, tmp_path
+):
+    own = authority.issue("sidecar")
+    running = start_sidecar(
+        shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key
+    )
+    successor = Authority(tmp_path, "successor")
+
+    def answers(trusted: Path) -> bool:
+        with RecommenderClient(
+            running.sidecar.address, timeout_s=1.0, access=Access(tls_ca=trusted)
+        ) as client:
+            try:
+                client.releases()
+            except ServingError:
+                return False
+            return True
+
+    assert answers(authority.path)
+    assert not answers(successor.path)
+    renewed = successor.issue("sidecar", "renewed")
+    renewed.key.replace(own.key)
+    renewed.cert.replace(own.cert)
+    eventually(lambda: answers(successor.path))
+    own.cert.write_text("no certificate")
+    assert answers(successor.path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda own, other: own.key.unlink(), "--tls-key .* cannot be read"),
+        (lambda own, other: own.cert.write_text("x"), "cannot be used together"),
+        (lambda own, other: other.key.replace(own.key), "cannot be used together"),
+    ],
+)
+def test_files_that_cannot_serve_tls_are_refused_by_name(authority, spoil, said):
+    own, other = authority.issue("sidecar"), authority.issue("other")
+    spoil(own, other)
+    with pytest.raises(InputError, match=said):
+        ServerTls(certificate=own.cert, key=own.key).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tls_cert": Path("a")}, "belong together"),
+        ({"tls_client_ca": Path("a")}, "needs --tls-cert"),
+        ({"rate_limit": -1.0}, "rate_limit is -1"),
+        ({"max_message_bytes": 0}, "max_message_bytes is 0"),
+        ({"trace_sampling": 2.0}, "trace_sampling is 2"),
+    ],
+)
+def test_options_that_contradict_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        SidecarOptions(repository=Path(), triton_url="", state_dir=Path(), **options)
+
+
+def test_each_token_may_do_what_its_line_says(with_tokens, access_of):
+    address = with_tokens.sidecar.address
+    click = [Interaction("ada", "item-3", T0)]
+    with RecommenderClient(address, access=access_of(READER)) as reader:
+        assert reader.recommend("ada", timestamp_us=T0).items
+        for forbidden in (
+            lambda: reader.record(click),
+            lambda: reader.delete_user("ada"),
+            reader.roll_back,
+        ):
+            with pytest.raises(PermissionDeniedError, match="may read; this call needs"):
+                forbidden()
+    with RecommenderClient(address, access=access_of(WRITER)) as writer:
+        assert writer.record(click).accepted == 1
+        with pytest.raises(PermissionDeniedError, match="scope admin"):
+            writer.delete_user("ada")
+    with RecommenderClient(address, access=access_of(ADMIN)) as admin:
+        assert admin.delete_user("ada")
+    assert with_tokens.value(
+        "hiertcn_requests_total", method="DeleteUser", code="PERMISSION_DENIED"
+    ) == 2
+
+
+def test_callers_without_a_known_token_learn_only_the_state_of_health(with_tokens, access_of):
+    address = with_tokens.sidecar.address
+    for access, said in (
+        (Access(), "authorization is missing"),
+        (access_of("none-such-token-at-all"), "is not one of"),
+    ):
+        with (
+            RecommenderClient(address, access=access) as client,
+            pytest.raises(UnauthenticatedError, match=said),
+        ):
+            client.recommend("ada")
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        with pytest.raises(grpc.RpcError) as refused:
+            list(reflection.ServerReflectionInfo(iter([request]), timeout=5))
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        listed = list(
+            reflection.ServerReflectionInfo(
+                iter([request]), timeout=5, metadata=[("authorization", f"Bearer {READER}")]
+            )
+        )
+        assert len(listed[0].list_services_response.service) >= 3
+        bad = channel.unary_unary("/hiertcn.v1.Recommender/Recommend")
+        with pytest.raises(grpc.RpcError) as refused:
+            bad(b"\xff" * 100, timeout=5, metadata=[("authorization", "Basic YTpi")])
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_every_method_of_the_interface_has_a_scope():
+    methods = {
+        f"/{service.full_name}/{method.name}"
+        for service in pb.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    assert methods - set(METHOD_SCOPES) == set()
+
+
+def test_tokens_change_with_the_file_and_a_broken_file_changes_nothing(token_file, caplog):
+    tokens = TokenFile(token_file, check_every_s=0)
+    assert tokens.caller(f"bearer {READER}", Scope.READ).scopes == {Scope.READ}
+    added = "another-token-of-good-length"
+    token_file.write_text(f"read {added}\n")
+    tokens.caller(f"Bearer {added}", Scope.READ)
+    with pytest.raises(UnauthenticatedError):
+        tokens.caller(f"Bearer {READER}", Scope.READ)
+    token_file.write_text(f"read {added} too many words")
+    tokens.caller(f"Bearer {added}", Scope.READ)
+    assert "has 5 words" in caplog.text
+    token_file.unlink()
+    tokens.caller(f"Bearer {added}", Scope.READ)
+    token_file.write_text("# all revoked\n")
+    with pytest.raises(UnauthenticatedError):
+        tokens.caller(f"Bearer {added}", Scope.READ)
+    assert added not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no token"),
+        ("read short", "at least 16"),
+        ("a-token-of-good-length read", "line 1 begins with no scopes"),
+        ("read a-token-of-good-length\nread a-token-of-good-length", "line 2 repeats"),
+        ("read,execute a-token-of-good-length", "begins with no scopes"),
+    ],
+)
+def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(tmp_path, text, said):
+    file = tmp_path / "tokens"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said) as refused:
+        TokenFile(file)
+    assert "good-length" not in str(refused.value)
+
+
+@given(authorization=st.text() | st.binary().map(lambda sent: sent.decode("latin-1")))
+def test_no_authorization_but_the_right_one_is_let_in(tmp_path_factory, authorization):
+    file = tmp_path_factory.getbasetemp() / "tokens"
+    if not file.exists():
+        file.write_text(f"read {READER}")
+    with pytest.raises(UnauthenticatedError):
+        TokenFile(file).caller(authorization, Scope.READ)
+
+
+def test_no_token_reaches_a_log_a_metric_or_a_printed_object(with_tokens, access_of, caplog):
+    wrong = "a-token-that-nobody-gave-out"
+    with caplog.at_level(logging.DEBUG):
+        for token in (ADMIN, wrong):
+            access = access_of(token)
+            with RecommenderClient(with_tokens.sidecar.address, access=access) as client:
+                try:
+                    client.recommend("ada", k=0)
+                except InputError as error:
+                    assert token not in str(error)
+                assert token not in repr((access, client))
+    from prometheus_client import generate_latest
+
+    shown = caplog.text + generate_latest(with_tokens.sidecar.metrics.registry).decode()
+    assert ADMIN not in shown
+    assert wrong not in shown
+    assert ADMIN not in repr(with_tokens.options)
+
+
+def test_a_caller_over_its_rate_is_told_the_limit_and_others_go_on(
+    shared_toy, shared_triton, start_sidecar, token_file, access_of
+):
+    running = start_sidecar(
+        shared_toy, shared_triton.grpc_url, token_file=token_file, rate_limit=0.01
+    )
+    address = running.sidecar.address
+    with RecommenderClient(address, access=access_of(READER)) as client:
+        client.recommend("ada", timestamp_us=T0)
+        with pytest.raises(OverloadError, match=r"rate limit of 0\.01 requests/s"):
+            client.recommend("ada", timestamp_us=T0)
+    with RecommenderClient(address, access=access_of(ADMIN)) as client:
+        client.recommend("ada", timestamp_us=T0)
+    with grpc.insecure_channel(address) as channel:
+        for _ in range(3):
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+
+def test_callers_without_tokens_are_limited_by_their_address(
+    shared_toy, shared_triton, start_sidecar
+):
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, rate_limit=0.01)
+    running.client.recommend("ada", timestamp_us=T0)
+    with (
+        RecommenderClient(running.sidecar.address) as another,
+        pytest.raises(OverloadError, match="rate limit"),
+    ):
+        another.recommend("ada", timestamp_us=T0)
+
+
+def test_a_stream_over_its_rate_is_slowed_and_loses_nothing(
+    shared_toy, shared_triton, start_sidecar
+):
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, rate_limit=20.0)
+    requests = [
+        pb.RecordInteractionsRequest(
+            interactions=[pb.Interaction(user_id="ada", item_id="item-1", timestamp_us=T0 + n)]
+        )
+        for n in range(25)
+    ]
+    with grpc.insecure_channel(running.sidecar.address) as channel:
+        stream = channel.stream_stream(
+            "/hiertcn.v1.Recommender/StreamInteractions",
+            request_serializer=pb.RecordInteractionsRequest.SerializeToString,
+            response_deserializer=pb.RecordInteractionsResponse.FromString,
+        )
+        began = time.monotonic()
+        accepted = sum(reply.accepted for reply in stream(iter(requests), timeout=30))
+        # 20 at once, then one every 50 ms.
+        assert time.monotonic() - began > 0.2
+    assert accepted == len(requests)
+
+
+@given(
+    steps=st.lists(st.floats(0, 3), max_size=60),
+    per_second=st.floats(0.5, 20),
+)
+def test_a_caller_never_gets_more_than_a_bucket_and_its_rate(steps, per_second):
+    now = 0.0
+    limiter = RateLimiter(per_second, clock=lambda: now)
+    admitted = 0
+    for step in steps:
+        now += step
+        wait_s = limiter.wait_s("caller")
+        admitted += wait_s == 0
+        assert wait_s <= 1 / per_second + 1e-6
+        assert admitted <= max(1, per_second) + per_second * now + 1e-6
+
+
+def test_the_limiter_forgets_the_callers_longest_silent():
+    limiter = RateLimiter(1.0, clock=lambda: 0.0, most_callers=2)
+    for caller in ("a", "b", "c"):
+        limiter.admit(caller)
+    with pytest.raises(OverloadError):
+        limiter.admit("c")
+    limiter.admit("a")
+
+
+def test_a_message_over_the_bound_is_refused(shared_toy, shared_triton, start_sidecar):
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, max_message_bytes=4096)
+    with pytest.raises(OverloadError, match="larger than max"):
+        running.client.recommend("ada", candidates=[f"item-{n}" for n in range(5000)])
+    assert running.client.recommend("ada", timestamp_us=T0).items
+
+
+def test_a_client_token_file_may_be_the_servers(token_file):
+    assert Access(token_file=token_file).metadata() == (("authorization", f"Bearer {READER}"),)
+    os.truncate(token_file, 0)
+    with pytest.raises(InputError, match="holds no token"):
+        Access(token_file=token_file)
