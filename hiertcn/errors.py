@@ -6,7 +6,8 @@
     │   ├── UnauthenticatedError   a request carries no valid token
     │   └── PermissionDeniedError  a request's token may not do this
     └── ServingError               a running part (Triton, sidecar, store) is gone: exit code 3
-        └── OverloadError          a limit is reached; the message names it
+        ├── OverloadError          a limit is reached; the message names it
+        └── DeadlineError          the caller's time was over before anything was done
 
 Every message is one sentence that says what, where, what was expected, and what to do.
 """
@@ -44,3 +45,7 @@ class ServingError(HiertcnError):
 
 class OverloadError(ServingError):
     """A limit on rate, queue or memory is reached; nothing was done, and the message names it."""
+
+
+class DeadlineError(ServingError):
+    """The time that a caller gave a request was over before anything was done."""

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, sha256, whole_directory
 from hiertcn.items.inverted_lists import choose_probes, sample_queries, train_and_fill
+from hiertcn.items.restricted_search import search_among
 from hiertcn.items.table import ItemTable
 
 HEADER_FILE: Final = "header.json"
@@ -217,13 +218,18 @@ class NeighborIndex:
         return products
 
     def search(
-        self, queries: NDArray[np.float32], k: int
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        among: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the ``k`` items with the largest dot product to each query, best first.
 
         Args:
             queries: float32 [batch, dim].
             k: number of items, at least 1; may exceed the number of items.
+            among: bool [items], the items to search among; None for all.
 
         Returns:
             rows int64 [batch, k], -1 where there are fewer than ``k`` items (to be found), and
@@ -237,9 +243,18 @@ class NeighborIndex:
         checked = _checked_queries(queries, self._table.dim)
         if len(checked) == 0:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        found = min(k, len(self._table))
+        found = min(k, len(self._table) if among is None else int(np.count_nonzero(among)))
+        if found == 0:
+            return _padded(
+                np.empty((len(checked), 0), np.int64), np.empty((len(checked), 0), np.float32), k
+            )
         with _pinned(self._threads):
-            if self._vectors is not None:
+            if among is not None:
+                probes = self._header["probes"]
+                rows, scores = search_among(
+                    checked, found, among, self._table, self._index, probes
+                )
+            elif self._vectors is not None:
                 scores, rows = faiss.knn(
                     checked, self._vectors, found, metric=faiss.METRIC_INNER_PRODUCT
                 )

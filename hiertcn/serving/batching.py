@@ -32,6 +32,7 @@ from hiertcn.export.tensors import (
     USER_STATE,
     TensorSpec,
 )
+from hiertcn.serving.breaker import CircuitBreaker
 from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.serving_release import ServingRelease
@@ -150,6 +151,7 @@ class ModelBatcher:
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._complained_at = -_COMPLAIN_EVERY_S
+        self._breakers = {model: _breaker(model, metrics) for model in (TCN, GRU_STEP)}
         self._tcn: BatchQueue[
             tuple[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]
         ] = BatchQueue(self._run_tcn, max_batch=max_batch, max_delay_s=max_delay_s)
@@ -263,20 +265,37 @@ class ModelBatcher:
         self, model: str, release: ServingRelease, inputs: Sequence[tuple[TensorSpec, NDArray[Any]]]
     ) -> Sequence[NDArray[np.float32]]:
         output = OUTPUTS[model][0]
+        breaker = self._breakers[model]
+        if not breaker.allows():
+            raise ServingError(f"{model} keeps failing and is not asked for a moment")
         began = time.perf_counter()
         try:
             result: NDArray[np.float32] = await self._inference.run(
                 model, release.number, inputs, output, timeout_s=self._deadline_s
             )
         except ServingError as error:
+            breaker.failed()
             self._metrics.model_errors.labels(model).inc()
             if began - self._complained_at > _COMPLAIN_EVERY_S:
                 self._complained_at = began
                 _log.warning("%s; ranking without the model", error)
             raise
+        breaker.succeeded()
         self._metrics.model_seconds.labels(model).observe(time.perf_counter() - began)
         self._metrics.model_batch.labels(model).observe(len(result))
         return list(result)
+
+
+def _breaker(model: str, metrics: Metrics) -> CircuitBreaker:
+    is_open = metrics.breaker_open.labels(model)
+    is_open.set(0)
+
+    def changed(opened: bool) -> None:
+        is_open.set(opened)
+        metrics.breaker_changes.labels(model, "open" if opened else "closed").inc()
+        _log.warning("%s", f"{model} is not asked any more" if opened else f"{model} answers again")
+
+    return CircuitBreaker(changed=changed)
 
 
 def length_bucket(length: int) -> int:

@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import ServingError
+from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import fold
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.event_log import LoggedDeletion, LoggedInteraction
 from hiertcn.serving.fold import Outcome, Sessions
+from hiertcn.serving.item_filters import Allowed
+from hiertcn.serving.last_embeddings import LastEmbeddings
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.ranking import (
     Ranked,
@@ -32,6 +35,7 @@ from hiertcn.serving.ranking import (
     rank_searched,
 )
 from hiertcn.serving.record import UserRecord, user_key
+from hiertcn.serving.record_reader import RecordReader
 from hiertcn.serving.scoring_terms import RequestTerms, one_history
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.store import RecordStore
@@ -77,6 +81,7 @@ class UserView:
 class _Query:
     """What ranks: a vector ``u [dim]`` and the scoring terms, or live popularity without ``u``."""
 
+    record: UserRecord
     u: NDArray[np.float32] | None
     terms: RequestTerms | None = None
     is_fallback: bool = False
@@ -102,11 +107,17 @@ class Engine:
         metrics: Metrics,
     ) -> None:
         self._current = current
-        self._store = store
+        self._records = RecordReader(store)
         self._writer = writer
         self._models = models
         self._metrics = metrics
+        self._last = LastEmbeddings()
         self._searcher = ThreadPoolExecutor(1, thread_name_prefix="search")
+
+    @property
+    def release(self) -> ServingRelease:
+        """The release that serves."""
+        return self._current()
 
     async def recommend(
         self,
@@ -116,12 +127,28 @@ class Engine:
         candidates: Sequence[str] | None,
         exclude: Sequence[str],
         timestamp_us: int,
+        exclude_seen: bool = False,
+        filters: Sequence[AttributeFilter] = (),
+        models_until: float | None = None,
     ) -> Recommendation:
         """Rank ``candidates``, or the catalogue if None, for the user at ``timestamp_us``.
 
-        Items that the release does not know are reported and skipped. If the models do not
-        answer in time, the user's newest session's mean item ranks instead, or for a user without
-        one what is live and popular, and ``fallback`` says so.
+        Items that the release does not know are reported and skipped. If the models do not answer
+        in time, the user's last embedding ranks instead; without one the newest session's mean
+        item, and for a user without a session what is live and popular. ``fallback`` says so.
+
+        Args:
+            user_id: for whom.
+            k: how many items.
+            candidates: items to rank; None for the catalogue.
+            exclude: items never to return.
+            timestamp_us: as of when.
+            exclude_seen: leave out what the user has interacted with.
+            filters: what items must pass.
+            models_until: when to stop waiting for the models, in seconds of ``time.monotonic``.
+
+        Raises:
+            InputError: a filter does not fit the release's item attributes.
         """
         with self._current().held() as release:
             excluded_rows = release.item_rows(exclude)
@@ -136,9 +163,18 @@ class Engine:
                 rows = release.item_rows(ids)
                 ids, rows, missing = _known(ids, rows, excluded_rows)
                 unknown = missing + unknown
+            allowed = await self._allowed(release, filters) if filters else None
+            if rows is not None:
+                if allowed is not None:
+                    ids, rows = _kept(ids, rows, allowed.mask[rows])
                 if not ids:
                     return self._reply(release, [], _EMPTY, unknown, fallback=False)
-            query = await self._query(user_id, release, timestamp_us)
+            query = await self._query(user_id, release, timestamp_us, models_until)
+            if exclude_seen:
+                seen = fold.seen_rows(query.record)
+                excluded_rows = np.union1d(excluded_rows, seen)
+                if rows is not None:
+                    ids, rows = _kept(ids, rows, ~np.isin(rows, seen))
             if rows is not None:
                 ranked = (
                     rank_candidates_by_popularity(release, rows, k, timestamp_us)
@@ -148,9 +184,9 @@ class Engine:
                 item_ids = [ids[place] for place in ranked.places.tolist()]
             else:
                 ranked = (
-                    rank_catalogue_by_popularity(release, excluded_rows, k, timestamp_us)
+                    rank_catalogue_by_popularity(release, excluded_rows, k, timestamp_us, allowed)
                     if query.u is None
-                    else await self._search(release, query.u, excluded_rows, k, query.terms)
+                    else await self._search(release, query, excluded_rows, k, allowed)
                 )
                 item_ids = release.items.ids(ranked.places) if len(ranked.places) else []
             return self._reply(release, item_ids, ranked, unknown, fallback=query.is_fallback)
@@ -162,8 +198,10 @@ class Engine:
             ServingError: the disk is full or failing; nothing was acknowledged.
         """
         new = []
+        keys = list(dict.fromkeys(user_key(interaction.user_id) for interaction in interactions))
+        found = dict(zip(keys, await asyncio.gather(*map(self._records.get, keys)), strict=True))
         for interaction in interactions:
-            record = self._store.get(user_key(interaction.user_id))
+            record = found[user_key(interaction.user_id)]
             if record is None or not record.journal.contains(
                 interaction.item_id, interaction.timestamp_us, interaction.key
             ):
@@ -186,10 +224,14 @@ class Engine:
             accepted=accepted, duplicates=duplicates, late=late, unknown_items=list(unknown)
         )
 
-    def user(self, user_id: str) -> UserView | None:
-        """What is known of the user, None if nothing is."""
+    async def user(self, user_id: str) -> UserView | None:
+        """What is known of the user, None if nothing is.
+
+        Raises:
+            ServingError: the store cannot be reached.
+        """
         release = self._current()
-        stored = self._store.get(user_key(user_id))
+        stored = await self._records.get(user_key(user_id))
         if stored is None and release.user_snapshot(user_id) is None:
             return None
         if stored is not None and _is_forgotten(stored, release):
@@ -203,36 +245,67 @@ class Engine:
             ServingError: the disk is full or failing.
         """
         now_us = time.time_ns() // 1000
-        known = self.user(user_id) is not None
+        known = await self.user(user_id) is not None
         if known:
             await self._writer.commit([LoggedDeletion(user_key(user_id), now_us)])
+            self._last.forget(user_key(user_id))
         return known
 
     def close(self) -> None:
         """End the search thread."""
         self._searcher.shutdown(wait=False)
+        self._records.close()
 
-    async def _query(self, user_id: str, release: ServingRelease, timestamp_us: int) -> "_Query":
+    async def _allowed(
+        self, release: ServingRelease, filters: Sequence[AttributeFilter]
+    ) -> Allowed:
+        kept = release.filters.kept(filters)
+        if kept is not None:
+            return kept
+        if len(release.items) <= SMALL_CATALOGUE:
+            return release.filters.allowed(filters)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._searcher, release.filters.allowed, filters)
+
+    async def _query(
+        self,
+        user_id: str,
+        release: ServingRelease,
+        timestamp_us: int,
+        models_until: float | None,
+    ) -> "_Query":
         key = user_key(user_id)
-        stored = self._store.get(key)
+        stored = await self._records.get(key)
         record = self._under(release, stored, user_id)
         cut = fold.sessions(record, gap_us=release.gap_us, now_us=timestamp_us)
         base = stored.revision if stored is not None else None
         try:
-            if cut.closed:
-                record = await self._fold(key, base, record, cut, release)
-            elif stored is not None and record is not stored:
-                self._writer.keep_fold(key, base, record)
-            u = await self._models.user_embedding(release, cut.open_rows, record.state[-1])
-        except ServingError:
+            async with asyncio.timeout_at(models_until):
+                if cut.closed:
+                    record = await self._fold(key, base, record, cut, release)
+                elif stored is not None and record is not stored:
+                    self._writer.keep_fold(key, base, record)
+                u = await self._models.user_embedding(release, cut.open_rows, record.state[-1])
+        except (ServingError, TimeoutError):
+            last = self._last.get(release.number, key)
+            if last is not None:
+                self._metrics.fallbacks.labels("embedding").inc()
+                terms = self._terms(release, record, cut, timestamp_us)
+                return _Query(record, last, terms, is_fallback=True)
             known_rows = fold.last_known_rows(record, cut)
             if len(known_rows):
                 self._metrics.fallbacks.labels("session").inc()
-                return _Query(_mean(release, known_rows), is_fallback=True)
+                return _Query(record, _mean(release, known_rows), is_fallback=True)
             self._metrics.fallbacks.labels("popularity").inc()
-            return _Query(None, is_fallback=True)
+            return _Query(record, None, is_fallback=True)
+        self._last.keep(release.number, key, u)
+        return _Query(record, u, self._terms(release, record, cut, timestamp_us))
+
+    def _terms(
+        self, release: ServingRelease, record: UserRecord, cut: Sessions, timestamp_us: int
+    ) -> RequestTerms | None:
         if release.terms is None:
-            return _Query(u)
+            return None
         history_rows, history_times_us = fold.history(record)
         histories = one_history(
             history_rows,
@@ -240,7 +313,7 @@ class Engine:
             running=len(cut.open_rows),
             gap_us=release.gap_us,
         )
-        return _Query(u, release.terms.at(histories, release.live.at(timestamp_us)))
+        return release.terms.at(histories, release.live.at(timestamp_us))
 
     async def _fold(
         self,
@@ -272,24 +345,26 @@ class Engine:
     async def _search(
         self,
         release: ServingRelease,
-        query: NDArray[np.float32],
+        query: _Query,
         excluded: NDArray[np.int64],
         k: int,
-        terms: RequestTerms | None,
+        allowed: Allowed | None,
     ) -> Ranked:
+        assert query.u is not None
         is_small = len(release.items) <= SMALL_CATALOGUE
         search: Callable[..., Ranked] = rank_catalogue
-        arguments: tuple[Any, ...] = (release, query, excluded, k)
-        if terms is not None:
-            dots = release.neighbors.scores(query) if is_small else None
+        arguments: tuple[Any, ...] = (release, query.u, excluded, k)
+        if query.terms is not None or allowed is not None:
+            dots = release.neighbors.scores(query.u) if is_small else None
             if dots is not None:
-                return rank_scored(dots, excluded, k, terms)
+                return rank_scored(dots, excluded, k, query.terms, allowed)
+        if query.terms is not None:
             # The terms share scratch memory, so their part never leaves this thread.
-            search, arguments = rank_searched, (*arguments, terms.support(_MOST_LIVE))
+            search, arguments = rank_searched, (*arguments, query.terms.support(_MOST_LIVE))
         if is_small:
-            return search(*arguments)
+            return search(*arguments, allowed)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searcher, search, *arguments)
+        return await loop.run_in_executor(self._searcher, search, *arguments, allowed)
 
     def _reply(
         self,
@@ -321,10 +396,15 @@ def _known(
     missing = [ids[place] for place in np.flatnonzero(~kept).tolist()]
     if len(excluded):
         kept &= ~np.isin(rows, excluded)
-    if not kept.all():
-        ids = [ids[place] for place in np.flatnonzero(kept).tolist()]
-        rows = rows[kept]
-    return ids, rows, missing
+    return *_kept(ids, rows, kept), missing
+
+
+def _kept(
+    ids: list[str], rows: NDArray[np.int64], kept: NDArray[np.bool_]
+) -> tuple[list[str], NDArray[np.int64]]:
+    if kept.all():
+        return ids, rows
+    return [ids[place] for place in np.flatnonzero(kept).tolist()], rows[kept]
 
 
 def _is_forgotten(record: UserRecord, release: ServingRelease) -> bool:

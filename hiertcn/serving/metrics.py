@@ -1,8 +1,8 @@
 """The sidecar's Prometheus metrics, in a registry of their own so that tests can run several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Thread
-from typing import Final
+from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -12,6 +12,9 @@ from hiertcn.serving.live_windows import LiveWindows
 
 _SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
+)  # fmt: skip
+_AGES: Final = (
+    60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 2 * 86400.0, 7 * 86400.0, 30 * 86400.0, 90 * 86400.0,
 )  # fmt: skip
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -32,6 +35,26 @@ class Metrics:
             "Time from a request's arrival to its reply, by method.",
             ["method"],
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "hiertcn_stage_seconds",
+            "Time that one request spent in a stage (read, fold, model, terms, rank, commit).",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.state_age_seconds = Histogram(
+            "hiertcn_state_age_seconds",
+            "Time from the last interaction folded into a user's state to the request it ranked.",
+            buckets=_AGES,
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "hiertcn_queue_depth",
+            "Requests that wait, by queue (tcn and gru_step: for a model call, commit: for the "
+            "log).",
+            ["queue"],
             registry=self.registry,
         )
         self.model_seconds = Histogram(
@@ -97,6 +120,11 @@ class Metrics:
         self.release = Gauge(
             "hiertcn_release", "The release that is served.", registry=self.registry
         )
+        self.watermark = Gauge(
+            "hiertcn_release_watermark_timestamp_seconds",
+            "Event time up to which the served release has seen the log, since the epoch.",
+            registry=self.registry,
+        )
         self.activations = Counter(
             "hiertcn_activations",
             "Releases activated or refused, by result (served, refused).",
@@ -117,10 +145,51 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.in_flight = Gauge(
+            "hiertcn_requests_in_flight",
+            "Requests admitted and not yet answered.",
+            registry=self.registry,
+        )
+        self.breaker_open = Gauge(
+            "hiertcn_breaker_open",
+            "1 while calls to a model are not tried because they keep failing, by model.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.breaker_changes = Counter(
+            "hiertcn_breaker_changes",
+            "Times that calls to a model were given up or taken up again, by model and state "
+            "(open, closed).",
+            ["model", "state"],
+            registry=self.registry,
+        )
+
     def watch_live(self, current: Callable[[], LiveWindows]) -> None:
         """Read size and newest minute of the serving release's live windows when asked."""
         self.live_interactions.set_function(lambda: current().interactions)
         self.live_newest.set_function(lambda: current().newest_us / 1e6)
+
+    def summary(self) -> dict[str, Any]:
+        """What the web page shows of the counters, as JSON values; all of it since the start.
+
+        ``latency`` holds for each method the cumulative counts of its histogram below each of
+        ``bounds_s``, the last of which is infinite and left out.
+        """
+        requests: dict[str, dict[str, float]] = {}
+        for sample in _samples(self.requests, "_total"):
+            of_method = requests.setdefault(sample.labels["method"], {})
+            of_method[sample.labels["code"]] = sample.value
+        latency: dict[str, list[float]] = {}
+        for sample in _samples(self.request_seconds, "_bucket"):
+            latency.setdefault(sample.labels["method"], []).append(sample.value)
+        return {
+            "requests": requests,
+            "bounds_s": list(_SECONDS),
+            "latency": latency,
+            "fallbacks": sum(sample.value for sample in _samples(self.fallbacks, "_total")),
+            "folded": sum(sample.value for sample in _samples(self.sessions_folded, "_total")),
+            "in_flight": sum(sample.value for sample in _samples(self.in_flight, "")),
+        }
 
     def serve(self, host: str, port: int) -> "MetricsServer":
         """Answer ``GET /metrics`` on a thread of its own; port 0 takes any free one.
@@ -136,6 +205,13 @@ class Metrics:
                 "holds it or give another"
             ) from error
         return MetricsServer(server, thread)
+
+
+def _samples(metric: Any, suffix: str) -> Iterator[Any]:
+    for family in metric.collect():
+        for sample in family.samples:
+            if sample.name == family.name + suffix:
+                yield sample
 
 
 class MetricsServer:

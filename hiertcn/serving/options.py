@@ -20,10 +20,23 @@ class SidecarOptions:
         model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
         batch_delay_s: longest that a request waits for others to share a call with, in seconds.
         max_batch: most requests in one call to Triton.
+        max_in_flight: requests in flight at which the next is refused (RESOURCE_EXHAUSTED).
         journal_entries: most interactions kept in a user's record.
         segment_bytes: size at which a log segment is sealed and rolled into parquet.
         segment_age_s: age in seconds at which it is.
         drain_s: longest that stopping waits for requests in flight, in seconds.
+        tls_cert: PEM certificate of the gRPC door and the web page; None serves plain text.
+        tls_key: its PEM key, without a password.
+        tls_client_ca: PEM certificates of the authorities that clients' certificates must come
+            from (mutual TLS); None asks clients for none.
+        token_file: the bearer tokens that callers must show one of (``tokens.py``); None asks
+            for none.
+        rate_limit: requests a second of each caller, 0 for any number.
+        max_message_bytes: largest request and reply.
+        ui_port: port of the web page; 0 takes any free one, None serves no page.
+        otlp_endpoint: ``http://host:port`` (or https) of an OpenTelemetry collector's gRPC door,
+            which gets traces; None traces nothing.
+        trace_sampling: share of the requests without a caller's trace that are traced, 0 to 1.
     """
 
     repository: Path
@@ -35,17 +48,33 @@ class SidecarOptions:
     model_deadline_s: float = 0.2
     batch_delay_s: float = 0.001
     max_batch: int = 64
+    max_in_flight: int = 256
     journal_entries: int = 4096
     segment_bytes: int = 64 << 20
     segment_age_s: float = 3600.0
     drain_s: float = 5.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    token_file: Path | None = None
+    rate_limit: float = 0.0
+    max_message_bytes: int = 16 << 20
+    ui_port: int | None = None
+    otlp_endpoint: str | None = None
+    trace_sampling: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("port", "metrics_port"):
+        for name in ("port", "metrics_port", "ui_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise InputError(f"{name} is {value}; expected 0 to 65535")
-        for name in ("model_deadline_s", "max_batch", "journal_entries", "segment_bytes"):
+        for name in (
+            "model_deadline_s",
+            "max_batch",
+            "max_in_flight",
+            "journal_entries",
+            "segment_bytes",
+        ):
             value = getattr(self, name)
             if not value > 0:
                 raise InputError(f"{name} is {value}; expected more than 0")
@@ -53,6 +82,23 @@ class SidecarOptions:
             value = getattr(self, name)
             if not 0 <= value <= 60:
                 raise InputError(f"{name} is {value}; expected 0 to 60 seconds")
+        self._check_doors()
+
+    def _check_doors(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("--tls-cert and --tls-key belong together; one of them is missing")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InputError("--tls-client-ca needs --tls-cert and --tls-key; they are missing")
+        if not 0 <= self.rate_limit < float("inf"):
+            raise InputError(
+                f"rate_limit is {self.rate_limit}; expected requests/s, or 0 for no limit"
+            )
+        if not 1 << 10 <= self.max_message_bytes < 1 << 31:
+            raise InputError(
+                f"max_message_bytes is {self.max_message_bytes}; expected 1024 to 2147483647"
+            )
+        if not 0 <= self.trace_sampling <= 1:
+            raise InputError(f"trace_sampling is {self.trace_sampling}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.serving.item_filters import Allowed
 from hiertcn.serving.scoring_terms import RequestTerms, Support
 from hiertcn.serving.serving_release import ServingRelease
 
@@ -35,13 +36,20 @@ def rank_candidates(
 
 
 def rank_catalogue(
-    release: ServingRelease, query: NDArray[np.float32], excluded: NDArray[np.int64], k: int
+    release: ServingRelease,
+    query: NDArray[np.float32],
+    excluded: NDArray[np.int64],
+    k: int,
+    allowed: Allowed | None = None,
 ) -> Ranked:
-    """The catalogue's ``k`` best for ``query [dim]`` outside ``excluded`` rows."""
-    wanted = min(k + len(excluded), len(release.items))
-    if wanted == 0:
+    """The ``k`` best for ``query [dim]`` of the catalogue, or of what is allowed of it.
+
+    Items of ``excluded`` rows are left out.
+    """
+    found = _search(release, query, k + len(excluded), allowed)
+    if found is None:
         return _nothing()
-    found_rows, found_scores = release.neighbors.search(query[None, :], wanted)
+    found_rows, found_scores = found
     rows, scores = found_rows[0], found_scores[0]
     kept = rows >= 0
     if len(excluded):
@@ -57,12 +65,21 @@ def rank_candidates_by_popularity(
 
 
 def rank_catalogue_by_popularity(
-    release: ServingRelease, excluded: NDArray[np.int64], k: int, timestamp_us: int
+    release: ServingRelease,
+    excluded: NDArray[np.int64],
+    k: int,
+    timestamp_us: int,
+    allowed: Allowed | None = None,
 ) -> Ranked:
-    """The catalogue's ``k`` items of most ``ServingRelease.liveness`` outside ``excluded`` rows."""
+    """The ``k`` items of most ``ServingRelease.liveness`` of the catalogue or what is allowed."""
     popular = release.popular_rows[: k + len(excluded)]
     live = release.live.at(timestamp_us).rows
     rows = np.concatenate([popular, live[~np.isin(live, popular)]])
+    if allowed is not None:
+        rows = rows[allowed.mask[rows]]
+        if len(rows) < k + len(excluded):
+            # Too few of the popular ones pass, so all that pass are compared.
+            rows = allowed.rows
     if len(excluded):
         rows = rows[~np.isin(rows, excluded)]
     found = top(release.liveness(rows, timestamp_us), k)
@@ -77,11 +94,17 @@ def top(scores: NDArray[np.float32], k: int) -> Ranked:
 
 
 def rank_scored(
-    dots: NDArray[np.float32], excluded: NDArray[np.int64], k: int, terms: RequestTerms
+    dots: NDArray[np.float32],
+    excluded: NDArray[np.int64],
+    k: int,
+    terms: RequestTerms | None,
+    allowed: Allowed | None = None,
 ) -> Ranked:
     """The ``k`` best of a catalogue with dot products ``dots [items]`` outside ``excluded``."""
-    scores = terms.of_all(dots)
+    scores = dots if terms is None else terms.of_all(dots)
     scores[excluded] = -np.inf
+    if allowed is not None:
+        scores[~allowed.mask] = -np.inf
     if k < len(scores):
         rows = np.argpartition(-scores, k - 1)[:k]
         rows.sort()
@@ -98,16 +121,20 @@ def rank_searched(
     excluded: NDArray[np.int64],
     k: int,
     support: Support,
+    allowed: Allowed | None = None,
 ) -> Ranked:
     """The catalogue's ``k`` best by dot product with ``query [dim]`` and terms, found by search.
 
     As exact as the search: an item that nothing is added to is among the best only if fewer than
     ``k`` others, and those of ``support`` and ``excluded``, are ahead of it by dot product.
     """
-    wanted = min(k + len(excluded) + len(support.rows), len(release.items))
-    if wanted == 0:
+    if allowed is not None:
+        passing = allowed.mask[support.rows]
+        support = Support(support.rows[passing], support.added[passing], support.dot)
+    found = _search(release, query, k + len(excluded) + len(support.rows), allowed)
+    if found is None:
         return _nothing()
-    found_rows, found_scores = release.neighbors.search(query[None, :], wanted)
+    found_rows, found_scores = found
     untouched = (found_rows[0] >= 0) & ~np.isin(found_rows[0], support.rows)
     rows = np.concatenate([found_rows[0][untouched], support.rows])
     dots = np.concatenate([found_scores[0][untouched], release.table.gather(support.rows) @ query])
@@ -118,6 +145,16 @@ def rank_searched(
         rows, scores = rows[kept], scores[kept]
     best = top(scores, k)
     return Ranked(rows[best.places], best.scores)
+
+
+def _search(
+    release: ServingRelease, query: NDArray[np.float32], wanted: int, allowed: Allowed | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    wanted = min(wanted, len(release.items) if allowed is None else allowed.count)
+    if wanted == 0:
+        return None
+    among = None if allowed is None else allowed.mask
+    return release.neighbors.search(query[None, :], wanted, among=among)
 
 
 def _nothing() -> Ranked:

@@ -7,20 +7,40 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("user_id", "k", "candidates", "exclude", "timestamp_us", "candidates_only")
+    __slots__ = ("user_id", "k", "candidates", "exclude", "timestamp_us", "candidates_only", "exclude_seen", "filters", "deadline_ms")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_US_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     k: int
     candidates: _containers.RepeatedScalarFieldContainer[str]
     exclude: _containers.RepeatedScalarFieldContainer[str]
     timestamp_us: int
     candidates_only: bool
-    def __init__(self, user_id: _Optional[str] = ..., k: _Optional[int] = ..., candidates: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., timestamp_us: _Optional[int] = ..., candidates_only: _Optional[bool] = ...) -> None: ...
+    exclude_seen: bool
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    deadline_ms: int
+    def __init__(self, user_id: _Optional[str] = ..., k: _Optional[int] = ..., candidates: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., timestamp_us: _Optional[int] = ..., candidates_only: _Optional[bool] = ..., exclude_seen: _Optional[bool] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("column", "any_of", "none_of", "min", "max")
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
+    NONE_OF_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    column: str
+    any_of: _containers.RepeatedScalarFieldContainer[str]
+    none_of: _containers.RepeatedScalarFieldContainer[str]
+    min: str
+    max: str
+    def __init__(self, column: _Optional[str] = ..., any_of: _Optional[_Iterable[str]] = ..., none_of: _Optional[_Iterable[str]] = ..., min: _Optional[str] = ..., max: _Optional[str] = ...) -> None: ...
 
 class ScoredItem(_message.Message):
     __slots__ = ("item_id", "score")

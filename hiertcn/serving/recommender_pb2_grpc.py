@@ -44,6 +44,11 @@ class RecommenderStub:
                 request_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
                 response_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
                 _registered_method=True)
+        self.StreamInteractions = channel.stream_stream(
+                '/hiertcn.v1.Recommender/StreamInteractions',
+                request_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
+                response_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
+                _registered_method=True)
         self.GetUser = channel.unary_unary(
                 '/hiertcn.v1.Recommender/GetUser',
                 request_serializer=hiertcn_dot_serving_dot_recommender__pb2.GetUserRequest.SerializeToString,
@@ -73,6 +78,14 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamInteractions(self, request_iterator, context):
+        """The same for a stream of requests: each is answered in its turn, while later ones are on their
+        way. A message that breaks a rule ends the stream; those answered before it are recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUser(self, request, context):
         """Shows what the sidecar holds about a user.
         """
@@ -97,6 +110,11 @@ def add_RecommenderServicer_to_server(servicer, server):
             ),
             'RecordInteractions': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordInteractions,
+                    request_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.FromString,
+                    response_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.SerializeToString,
+            ),
+            'StreamInteractions': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamInteractions,
                     request_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.FromString,
                     response_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.SerializeToString,
             ),
@@ -163,6 +181,33 @@ class Recommender:
             request,
             target,
             '/hiertcn.v1.Recommender/RecordInteractions',
+            hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
+            hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInteractions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hiertcn.v1.Recommender/StreamInteractions',
             hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
             hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
             options,

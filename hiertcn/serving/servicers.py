@@ -1,29 +1,28 @@
 """The gRPC methods: check the request, ask the engine, word the reply or the error.
 
-Which status an error is answered with says ``status.py``.
+How a method becomes a handler, and an error a status, says ``rpc.py``.
 """
 
-import time
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import grpc
 import numpy as np
-from google.protobuf.message import DecodeError, Message
 
-from hiertcn.errors import InputError, ServingError
+from hiertcn.errors import HiertcnError, InputError
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving import deadlines
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import validation as check
 from hiertcn.serving.activation import Activation
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.fold import UNKNOWN_ROW, unfolded
-from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.record import NEVER_US, Journal
-from hiertcn.serving.status import status_of
 
 RECOMMENDER: Final = "hiertcn.v1.Recommender"
 RELEASES: Final = "hiertcn.v1.Releases"
+
+_STREAMED_AHEAD: Final = 16
 
 
 class RecommenderMethods:
@@ -32,8 +31,9 @@ class RecommenderMethods:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def Recommend(self, request: pb.RecommendRequest) -> pb.RecommendResponse:
+    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
         """Rank candidates or the catalogue."""
+        models_until = deadlines.models_until(check.checked_deadline_ms(request), context)
         user_id = check.checked_user_id(request.user_id)
         ranks_candidates = bool(request.candidates) or request.candidates_only
         found = await self._engine.recommend(
@@ -43,6 +43,9 @@ class RecommenderMethods:
                 check.checked_items(request.candidates, "candidates") if ranks_candidates else None
             ),
             exclude=check.checked_items(request.exclude, "exclude"),
+            exclude_seen=request.exclude_seen,
+            filters=check.checked_filters(request.filters),
+            models_until=models_until,
             timestamp_us=check.checked_time_us(
                 request.timestamp_us, "timestamp_us", check.wall_clock_us()
             ),
@@ -58,9 +61,41 @@ class RecommenderMethods:
         )
 
     async def RecordInteractions(
-        self, request: pb.RecordInteractionsRequest
+        self, request: pb.RecordInteractionsRequest, context: Any
     ) -> pb.RecordInteractionsResponse:
         """Record interactions durably."""
+        return await self._recorded(request)
+
+    async def StreamInteractions(
+        self, requests: AsyncIterator[pb.RecordInteractionsRequest], context: Any
+    ) -> AsyncIterator[pb.RecordInteractionsResponse]:
+        """Record requests as they come, and answer each in its turn."""
+        answers: asyncio.Queue[asyncio.Future[pb.RecordInteractionsResponse] | None]
+        answers = asyncio.Queue(_STREAMED_AHEAD)
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await answers.put(asyncio.ensure_future(self._recorded(request)))
+            except HiertcnError as error:
+                failed = asyncio.get_running_loop().create_future()
+                failed.set_exception(error)
+                await answers.put(failed)
+            await answers.put(None)
+
+        reading = asyncio.ensure_future(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+        finally:
+            reading.cancel()
+            while not answers.empty():
+                if (unread := answers.get_nowait()) is not None:
+                    unread.add_done_callback(_passed_over)
+
+    async def _recorded(
+        self, request: pb.RecordInteractionsRequest
+    ) -> pb.RecordInteractionsResponse:
         recorded = await self._engine.record(check.checked_interactions(request.interactions))
         return pb.RecordInteractionsResponse(
             accepted=recorded.accepted,
@@ -69,10 +104,10 @@ class RecommenderMethods:
             unknown_items=recorded.unknown_items,
         )
 
-    async def GetUser(self, request: pb.GetUserRequest) -> pb.GetUserResponse:
+    async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:
         """Show a user's record."""
         user_id = check.checked_user_id(request.user_id)
-        view = self._engine.user(user_id)
+        view = await self._engine.user(user_id)
         if view is None:
             return pb.GetUserResponse(known=False)
         record = view.record
@@ -92,7 +127,9 @@ class RecommenderMethods:
             state_norm=float(np.linalg.norm(record.state[-1])),
         )
 
-    async def DeleteUser(self, request: pb.DeleteUserRequest) -> pb.DeleteUserResponse:
+    async def DeleteUser(
+        self, request: pb.DeleteUserRequest, context: Any
+    ) -> pb.DeleteUserResponse:
         """Forget a user."""
         user_id = check.checked_user_id(request.user_id)
         return pb.DeleteUserResponse(deleted=await self._engine.delete(user_id))
@@ -105,7 +142,9 @@ class ReleaseMethods:
         self._repository = repository
         self._activation = activation
 
-    async def ListReleases(self, request: pb.ListReleasesRequest) -> pb.ListReleasesResponse:
+    async def ListReleases(
+        self, request: pb.ListReleasesRequest, context: Any
+    ) -> pb.ListReleasesResponse:
         """List the complete releases, newest first."""
         return pb.ListReleasesResponse(
             releases=[
@@ -122,7 +161,7 @@ class ReleaseMethods:
         )
 
     async def ActivateRelease(
-        self, request: pb.ActivateReleaseRequest
+        self, request: pb.ActivateReleaseRequest, context: Any
     ) -> pb.ActivateReleaseResponse:
         """Serve another release."""
         if request.release <= 0:
@@ -131,7 +170,7 @@ class ReleaseMethods:
         return self._flipped()
 
     async def RollBackRelease(
-        self, request: pb.RollBackReleaseRequest
+        self, request: pb.RollBackReleaseRequest, context: Any
     ) -> pb.ActivateReleaseResponse:
         """Serve the previous release."""
         await self._activation.roll_back()
@@ -143,60 +182,10 @@ class ReleaseMethods:
         )
 
 
-def service_handler(service: str, methods: object, metrics: Metrics) -> Any:
-    """The generic gRPC handler of a service: every method of its descriptor, found by name."""
-    descriptor = pb.DESCRIPTOR.services_by_name[service.rpartition(".")[2]]
-    handlers = {
-        method.name: _unary(
-            method.name,
-            getattr(methods, method.name),
-            getattr(pb, method.input_type.name),
-            getattr(pb, method.output_type.name),
-            metrics,
-        )
-        for method in descriptor.methods
-    }
-    return grpc.method_handlers_generic_handler(service, handlers)
-
-
-def _unary(
-    name: str,
-    method: Callable[[Any], Awaitable[Message]],
-    request_type: type[Message],
-    response_type: type[Message],
-    metrics: Metrics,
-) -> Any:
-    def parse(data: bytes) -> Message | None:
-        # gRPC answers an exception here with INTERNAL, but the fault is the caller's.
-        try:
-            return request_type.FromString(data)
-        except DecodeError:
-            return None
-
-    seconds = metrics.request_seconds.labels(name)
-    answered = metrics.requests.labels(name, "OK")
-
-    async def handle(request: Message | None, context: Any) -> Message:
-        began = time.perf_counter()
-        try:
-            if request is None:
-                raise InputError(
-                    f"the request is not a {request_type.DESCRIPTOR.full_name} message, or a text "
-                    "field of it is not UTF-8; build it from recommender.proto"
-                )
-            reply = await method(request)
-        except (InputError, ServingError) as error:
-            code = status_of(error)
-            metrics.requests.labels(name, code.name).inc()
-            await context.abort(code, str(error))
-            raise
-        answered.inc()
-        seconds.observe(time.perf_counter() - began)
-        return reply
-
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=parse, response_serializer=response_type.SerializeToString
-    )
+def _passed_over(answer: "asyncio.Future[Any]") -> None:
+    """Take an error that nobody is left to hear, so that asyncio does not complain of it."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _journal_entries(journal: Journal) -> list[pb.JournalEntry]:

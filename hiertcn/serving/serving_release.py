@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 
 from hiertcn.errors import InputError, ReleaseError
 from hiertcn.export.term_gate import TERMS_FILE
+from hiertcn.items.attributes import ItemAttributes
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.item_filters import ItemFilters
 from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.scoring_terms import ScoringTerms
 from hiertcn.serving.snapshot import LIVE_COUNTS, TRANSITIONS, StateSnapshot, UserSnapshot
 
-_POPULAR_ROWS: Final = 12_000
-"""Enough for the largest k after the largest list of exclusions."""
+_POPULAR_ROWS: Final = 16_000
+"""Enough for the largest k after the largest list of exclusions and a full journal."""
 
 
 class ServingRelease:
@@ -39,7 +41,9 @@ class ServingRelease:
         snapshot: user states at the watermark.
         start_state: float32 ``[layers, hidden]``.
         popularity: float32 ``[items]``.
-        popular_rows: int64, rows by falling popularity, at most 12,000.
+        popular_rows: int64, rows by falling popularity, at most 16,000.
+        attributes: what the items file says of the items, None in older releases.
+        filters: which items pass conditions on them.
         terms: the memory and freshness terms, None where the model has none.
         live: how often items were interacted with in the last minutes.
         gap_us: idle time that closes a session.
@@ -77,6 +81,8 @@ class ServingRelease:
             self.popularity: NDArray[np.float32] = np.load(
                 path / "popularity.npy", allow_pickle=False
             )
+            attributes = path / "item_attributes"
+            self.attributes = ItemAttributes.open(attributes) if attributes.exists() else None
             self.terms = self._open_terms(path)
             counted = path / "user_states" / LIVE_COUNTS
             before = MinuteCounts.open(counted) if counted.is_dir() else None
@@ -87,6 +93,7 @@ class ServingRelease:
         self.gap_us = self.snapshot.gap_us
         self.watermark_us = self.snapshot.watermark_us
         self.in_flight = 0
+        self.filters = ItemFilters(self.attributes)
         self._check_shapes(settings.get("dim"))
         count = min(_POPULAR_ROWS, len(self.popularity))
         self.popular_rows: NDArray[np.int64] = np.argsort(-self.popularity, kind="stable")[:count]
@@ -162,6 +169,12 @@ class ServingRelease:
             (
                 "length of popularity.npy",
                 len(self.popularity),
+                "ids of item_index",
+                len(self.items),
+            ),
+            (
+                "rows of item_attributes",
+                len(self.items) if self.attributes is None else len(self.attributes),
                 "ids of item_index",
                 len(self.items),
             ),

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-from typing import Any, Final
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -27,22 +27,20 @@ from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.recent_interactions import RecentInteractions
+from hiertcn.serving.rpc import Admission, service_handler
+from hiertcn.serving.security import AccessControl, AccessInterceptor, server_tls
 from hiertcn.serving.servicers import (
     RECOMMENDER,
     RELEASES,
     RecommenderMethods,
     ReleaseMethods,
-    service_handler,
 )
-from hiertcn.serving.store import RecordStore
+from hiertcn.serving.store_lmdb import LmdbStore
 from hiertcn.serving.triton_models import TritonModels
 from hiertcn.serving.validation import wall_clock_us
 from hiertcn.serving.writer import RecordWriter
 
 _log = logging.getLogger(__name__)
-
-_MAX_MESSAGE_BYTES: Final = 16 << 20
-
 
 class Sidecar:
     """A sidecar on the running event loop; start it, serve, stop it.
@@ -104,13 +102,14 @@ class Sidecar:
                 f"the release repository {repository.root} does not exist; publish a release "
                 "there with 'python -m pipelines run', or give another --repository"
             )
-        server = self._bind()
+        access = AccessControl(options)
+        server = self._bind(access)
         if options.metrics_port is not None:
             endpoint = self.metrics.serve(options.host, options.metrics_port)
             self._parts.callback(endpoint.stop)
             self.metrics_port = endpoint.port
 
-        store = RecordStore(options.state_dir / "store")
+        store = LmdbStore(options.state_dir / "store")
         self._parts.callback(store.close)
         log = EventLog.open(
             options.state_dir / "log",
@@ -172,18 +171,28 @@ class Sidecar:
         gc.freeze()
         _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
 
-    def _bind(self) -> Any:
+    def _bind(self, access: AccessControl) -> Any:
         options = self._options
+        # An interceptor costs every request something, so there is none that would do nothing.
+        is_open = not access.needs_token and not access.limits_rate
         server = grpc.aio.server(
+            interceptors=[] if is_open else [AccessInterceptor(access, self.metrics)],
             options=[
                 # Without this two sidecars would share a port and each miss half the requests.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", options.max_message_bytes),
+                ("grpc.max_send_message_length", options.max_message_bytes),
             ]
         )
+        tls = server_tls(options)
+        credentials = tls.grpc_credentials() if tls is not None else None
+        address = f"{options.host}:{options.port}"
         try:
-            self.port = server.add_insecure_port(f"{options.host}:{options.port}")
+            self.port = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
         except RuntimeError:
             raise InputError(
                 f"--port {options.port} on {options.host} cannot be bound; stop what holds it or "
@@ -202,7 +211,12 @@ class Sidecar:
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         server.add_generic_rpc_handlers(
             (
-                service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics),
+                service_handler(
+                    RECOMMENDER,
+                    RecommenderMethods(engine),
+                    self.metrics,
+                    Admission(self._options.max_in_flight, self.metrics),
+                ),
                 service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
             )
         )

@@ -5,6 +5,7 @@ ReleaseError           FAILED_PRECONDITION: the release must not be served
 UnauthenticatedError   UNAUTHENTICATED
 PermissionDeniedError  PERMISSION_DENIED
 OverloadError          RESOURCE_EXHAUSTED: a limit is reached; try again later
+DeadlineError          DEADLINE_EXCEEDED: the caller's time was over before anything was done
 ServingError           UNAVAILABLE: the disk or Triton failed; a retry may succeed
 """
 
@@ -13,6 +14,7 @@ from typing import Any, Final
 import grpc
 
 from hiertcn.errors import (
+    DeadlineError,
     HiertcnError,
     InputError,
     OverloadError,
@@ -29,6 +31,7 @@ _STATUS: Final[tuple[tuple[type[HiertcnError], Any], ...]] = (
     (ReleaseError, grpc.StatusCode.FAILED_PRECONDITION),
     (InputError, grpc.StatusCode.INVALID_ARGUMENT),
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (ServingError, grpc.StatusCode.UNAVAILABLE),
 )
 

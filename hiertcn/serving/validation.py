@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hiertcn.errors import InputError
+from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.event_log import LoggedInteraction
 from hiertcn.serving.record import idempotency_hash
@@ -15,6 +16,8 @@ MAX_LISTED_ITEMS: Final = 10_000
 MAX_INTERACTIONS: Final = 10_000
 MAX_ID_BYTES: Final = 512
 MAX_FUTURE_US: Final = 86_400_000_000
+MAX_FILTERS: Final = 16
+MAX_FILTER_VALUES: Final = 1000
 
 
 def checked_user_id(user_id: str, field: str = "user_id") -> str:
@@ -55,6 +58,54 @@ def checked_items(item_ids: Sequence[str], field: str) -> list[str]:
         for place, item in enumerate(items):
             _checked_text(item, f"{field}[{place}]")
     return items
+
+
+def checked_filters(filters: Sequence[pb.Filter]) -> tuple[AttributeFilter, ...]:
+    """The filters as the items' attributes take them.
+
+    Raises:
+        InputError: there are too many, or one names no column, no condition or too many values;
+            its place is named.
+    """
+    if len(filters) > MAX_FILTERS:
+        raise InputError(f"filters lists {len(filters)}; expected at most {MAX_FILTERS}")
+    return tuple(_checked_filter(given, f"filters[{place}]") for place, given in enumerate(filters))
+
+
+def _checked_filter(given: pb.Filter, field: str) -> AttributeFilter:
+    checked = AttributeFilter(
+        column=_checked_text(given.column, f"{field}.column"),
+        any_of=_checked_values(given.any_of, f"{field}.any_of"),
+        none_of=_checked_values(given.none_of, f"{field}.none_of"),
+        min=_checked_text(given.min, f"{field}.min") if given.HasField("min") else None,
+        max=_checked_text(given.max, f"{field}.max") if given.HasField("max") else None,
+    )
+    if not (checked.any_of or checked.none_of) and checked.min is None and checked.max is None:
+        raise InputError(
+            f"{field} has no condition on {checked.column!r}; expected any_of, none_of, min or max"
+        )
+    return checked
+
+
+def _checked_values(values: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(values) > MAX_FILTER_VALUES:
+        raise InputError(
+            f"{field} lists {len(values)} values; expected at most {MAX_FILTER_VALUES}"
+        )
+    return tuple(_checked_text(value, f"{field}[{place}]") for place, value in enumerate(values))
+
+
+def checked_deadline_ms(request: pb.RecommendRequest) -> int:
+    """The request's own deadline in milliseconds, 0 for none.
+
+    Raises:
+        InputError: it is negative.
+    """
+    if request.deadline_ms < 0:
+        raise InputError(
+            f"deadline_ms is {request.deadline_ms}; expected milliseconds, or 0 for none"
+        )
+    return request.deadline_ms
 
 
 def checked_time_us(timestamp_us: int, field: str, now_us: int) -> int:
