@@ -17,6 +17,7 @@ def embed_items(
     item_encoder: Input[Model],
     item_table: Output[Artifact],
     training_table: Output[Artifact],
+    item_layers: Output[Artifact],
     popularity: Output[Artifact],
 ) -> str:
     """Write the item table and the items' popularity.
@@ -38,6 +39,8 @@ def embed_items(
         item_encoder: the trained encoder.
         item_table: the table, one vector a row, the last coordinate a popularity prior.
         training_table: the same without what happened since the test sessions started.
+        item_layers: what goes into each of the encoder's layers for each item, from which items
+            that come between builds are embedded; in the table's dtype.
         popularity: ``popularity.npy``, decayed interaction counts, float32 [items].
 
     Returns:
@@ -46,6 +49,7 @@ def embed_items(
     from components.step import step
 
     with step("embed_items", locals()) as running:
+        import tempfile
         from pathlib import Path
         from typing import cast
 
@@ -84,11 +88,17 @@ def embed_items(
             counts[index.rows(counted["item_id"])] = counted["count"]
             return counts
 
-        def write_table(graph: Path, counts: NDArray[np.float32], output: Path) -> ItemTable:
+        def write_table(
+            graph: Path,
+            counts: NDArray[np.float32],
+            output: Path,
+            layer_inputs: NDArray[np.float32] | None = None,
+        ) -> ItemTable:
             vectors = embed(
                 encoder,
                 matrix if matrix.names else None,
                 importance_neighborhoods(CSR.open(graph), seed=seed),
+                layer_inputs=layer_inputs,
             )
             return ItemTable.write(
                 output,
@@ -103,6 +113,17 @@ def embed_items(
         counts = count(np.iinfo(np.int64).max)
         with whole_directory(Path(popularity.path)) as folder:
             np.save(folder / "popularity.npy", counts)
-        table = write_table(Path(graph.path), counts, Path(item_table.path))
+        beside = Path(item_layers.path).parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=beside) as scratch:
+            # On disk, because it may be several times as large as the table.
+            layers = np.lib.format.open_memmap(
+                Path(scratch) / "layers.npy",
+                "w+",
+                np.float32,
+                (len(index), encoder.layers * encoder.config.hidden),
+            )
+            table = write_table(Path(graph.path), counts, Path(item_table.path), layers)
+            ItemTable.write(Path(item_layers.path), layers, cast(TableDtype, item_table_dtype))
         item_table.metadata.update(items=len(table), dim=table.dim)
     return running.lineage

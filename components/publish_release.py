@@ -14,6 +14,7 @@ def publish_release(
     item_encoder: Input[Model],
     item_table: Input[Artifact],
     neighbor_index: Input[Artifact],
+    item_layers: Input[Artifact],
     popularity: Input[Artifact],
     model: Input[Model],
     onnx: Input[Artifact],
@@ -36,6 +37,7 @@ def publish_release(
         item_encoder: the item encoder, which the next release warm-starts from.
         item_table: the item table that serves.
         neighbor_index: its nearest-neighbor index.
+        item_layers: what items between builds are embedded from, beside their features.
         popularity: decayed interaction counts of the items.
         model: the trained model, which the next release warm-starts from.
         onnx: the exported models, the start state and any scoring terms.
@@ -52,7 +54,7 @@ def publish_release(
         import logging
         from pathlib import Path
 
-        from hiertcn.export.tensors import GRU_STEP, TCN
+        from hiertcn.export.tensors import GRU_STEP, ITEM_ENCODER, TCN
         from hiertcn.export.term_gate import TERMS_FILE
         from hiertcn.files import read_json
         from hiertcn.release.publish import ReleaseInput, publish
@@ -74,6 +76,7 @@ def publish_release(
                 "parity.json": exported / "parity.json",
                 "model": Path(model.path),
                 "item_features": Path(features.path),
+                "item_layers": Path(item_layers.path),
                 **{
                     f"item_encoder/{name}": encoder / name
                     for name in ("config.json", "model.safetensors", "curve.json")
@@ -81,7 +84,7 @@ def publish_release(
                 "report.html": Path(report.path),
                 **({TERMS_FILE: terms} if (terms := exported / TERMS_FILE).exists() else {}),
             },
-            {name: exported / name / "model.onnx" for name in (TCN, GRU_STEP)},
+            {name: exported / name / "model.onnx" for name in (TCN, GRU_STEP, ITEM_ENCODER)},
             ReleaseInput(
                 data_date=release_date,
                 metrics={

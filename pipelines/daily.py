@@ -237,6 +237,7 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
             export_onnx,
             lineage=trained["lineage"],
             model=trained["model"],
+            item_encoder=encoder["item_encoder"],
         )
         states = steps.add(
             backfill_user_states,
@@ -255,6 +256,7 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
             item_encoder=encoder["item_encoder"],
             item_table=tuned["item_table"],
             neighbor_index=tuned["neighbor_index"],
+            item_layers=embedded["item_layers"],
             popularity=embedded["popularity"],
             model=trained["model"],
             onnx=exported["onnx"],

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError, ReleaseError
 from hiertcn.export.session import open_session
 from hiertcn.export.tensors import (
+    FEATURES,
+    FEATURES_PRESENT,
     GRU_STEP,
+    ITEM_EMBEDDING,
+    ITEM_ENCODER,
+    NEIGHBOR_LAYERS,
+    NEIGHBOR_WEIGHTS,
     NEXT_STATE,
     SESSION_ITEMS,
     SESSION_LENGTH,
@@ -28,6 +34,7 @@ from hiertcn.export.tensors import (
 )
 from hiertcn.export.term_gate import TERMS_FILE, TermGate
 from hiertcn.files import read_json
+from hiertcn.items.feature_encoding import FeatureEncoding
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.transitions import TransitionTable
@@ -42,6 +49,11 @@ SERVING_PARTS: Final = (
 )
 """What every release must bring, by its name in the release's folder."""
 
+ITEM_LAYERS: Final = "item_layers"
+"""Beside the model ``item_encoder``: what goes into each of its layers for each item."""
+ITEM_FEATURES: Final = "item_features"
+"""Also the fitted encoding of item attributes."""
+
 _LIVE_COUNTS: Final = "live_counts"
 _TRANSITIONS: Final = "transitions"
 
@@ -51,7 +63,7 @@ def read_settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict
 
     Args:
         parts: at least ``SERVING_PARTS``, by name.
-        models: path of the ONNX file of each served model.
+        models: path of the ONNX file of each served model; ``item_encoder`` may be absent.
 
     Returns:
         ``items``, ``dim``, ``layers``, ``hidden``, ``users``, ``gap_us``, ``watermark_us``.
@@ -109,6 +121,8 @@ def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str
         [2, *shape],
     )
     _check_counts(parts, table, int(states["watermark_us"]))
+    if ITEM_ENCODER in models:
+        _check_item_encoder(models[ITEM_ENCODER], parts, table)
     return {
         "items": len(items),
         "dim": table.dim,
@@ -118,6 +132,31 @@ def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str
         "gap_us": int(states["gap_us"]),
         "watermark_us": int(states["watermark_us"]),
     }
+
+
+def _check_item_encoder(model: Path, parts: Mapping[str, Path], table: ItemTable) -> None:
+    """Embed two items as the sidecar would, one of them without neighbors."""
+    for name in (ITEM_FEATURES, ITEM_LAYERS):
+        if name not in parts:
+            raise ReleaseError(
+                f"the release has the model {ITEM_ENCODER} but lacks {name}; run embed_items, or "
+                "publish without the model"
+            )
+    encoding = FeatureEncoding.open(parts[ITEM_FEATURES])
+    layers = ItemTable.open(parts[ITEM_LAYERS])
+    _agree("rows of item_layers", len(layers), "rows of item_table", len(table))
+    _run(
+        model,
+        {
+            FEATURES.name: np.zeros((2, max(1, encoding.width)), np.float32),
+            FEATURES_PRESENT.name: np.array([[bool(encoding.width)], [0]], np.int32),
+            NEIGHBOR_LAYERS.name: layers.gather(np.zeros((2, 3), np.int64)),
+            NEIGHBOR_WEIGHTS.name: np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], np.float32),
+        },
+        ITEM_EMBEDDING.name,
+        # The last coordinate of the table is the popularity prior.
+        [2, table.dim - 1],
+    )
 
 
 def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int) -> None:

@@ -21,11 +21,10 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
-from hiertcn.export.tensors import GRU_STEP, TCN
 from hiertcn.files import whole_file, write_json
 from hiertcn.release.agreement import read_settings
 from hiertcn.release.manifest import FileEntry, Manifest
-from hiertcn.release.repository import ReleaseRepository
+from hiertcn.release.repository import MODELS, OPTIONAL_MODELS, ReleaseRepository
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES: Final = 1 << 20
@@ -60,7 +59,8 @@ def publish(
         repository: where to.
         parts: files and folders by their name in the release's folder; at least
             ``hiertcn.release.agreement.SERVING_PARTS``.
-        models: the ONNX file of ``tcn`` and of ``gru_step``.
+        models: the ONNX file of ``tcn``, of ``gru_step`` and, where items between builds shall be
+            embedded, of ``item_encoder``.
         info: data date and metrics.
         configs: folder of hand-written ``<model>/config.pbtxt``; the checkout's ``triton_repo``
             by default.
@@ -77,9 +77,10 @@ def publish(
         repository.remove_leftovers()
         number = repository.next_number(info.data_date)
         copies = list(_copies(repository, number, parts, models))
+        configs_of = {name: folder / name / "config.pbtxt" for name in _brought(models)}
         _require_space(repository.root, sum(source.stat().st_size for source, _ in copies))
         try:
-            manifest = _write(repository, number, copies, parts, settings, info, folder)
+            manifest = _write(repository, number, copies, parts, settings, info, configs_of)
         except OSError as error:
             repository.remove(number)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
@@ -108,11 +109,11 @@ def _write(
     parts: Mapping[str, Path],
     settings: Mapping[str, Any],
     info: ReleaseInput,
-    configs: Path,
+    configs: Mapping[str, Path],
 ) -> Manifest:
     root, directory = repository.root, repository.path(number)
-    for model in (TCN, GRU_STEP):
-        _place_config(configs / model / "config.pbtxt", repository.triton_repository / model)
+    for model, config in configs.items():
+        _place_config(config, repository.triton_repository / model)
     entries = []
     total = sum(source.stat().st_size for source, _ in copies)
     with tqdm(total=total, desc="publish", unit="B", unit_scale=True, mininterval=2) as progress:
@@ -167,8 +168,12 @@ def _copies(
                 yield file, target / file.relative_to(source)
         else:
             yield source, target
-    for model in (TCN, GRU_STEP):
+    for model in _brought(models):
         yield models[model], repository.model_path(model, number)
+
+
+def _brought(models: Mapping[str, Path]) -> list[str]:
+    return [*MODELS, *(model for model in OPTIONAL_MODELS if model in models)]
 
 
 def _copy(source: Path, target: Path, root: Path) -> FileEntry:

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from hiertcn.errors import InputError, ReleaseError
-from hiertcn.export.tensors import GRU_STEP, TCN
+from hiertcn.export.tensors import GRU_STEP, ITEM_ENCODER, TCN
 from hiertcn.files import read_json, write_json
 from hiertcn.release.manifest import Manifest
 
 MODELS: Final = (TCN, GRU_STEP)
 """The Triton models that every release brings a version of."""
+
+OPTIONAL_MODELS: Final = (ITEM_ENCODER,)
+"""The Triton models that a release may bring a version of."""
 
 _log = logging.getLogger(__name__)
 _LAST_OF_A_DAY: Final = 99
@@ -69,6 +72,10 @@ class ReleaseRepository:
     def model_path(self, model: str, release: int) -> Path:
         """The release's version of a Triton model: ``…/<model>/<release>/model.onnx``."""
         return self.triton_repository / model / str(release) / "model.onnx"
+
+    def has_model(self, model: str, release: int) -> bool:
+        """Whether the release brings a version of the model."""
+        return self.model_path(model, release).is_file()
 
     def current(self) -> int | None:
         """The release that serves, or None before the first activation.
@@ -168,9 +175,11 @@ class ReleaseRepository:
         """
         manifest = self.manifest(release)
         named = {entry.path for entry in manifest.files}
-        for model in MODELS:
+        for model in (*MODELS, *OPTIONAL_MODELS):
             path = self.model_path(model, release)
             if str(path.relative_to(self.root)) not in named:
+                if model in OPTIONAL_MODELS:
+                    continue
                 raise ReleaseError(
                     f"the manifest of release {release} does not name {path}; publish it again"
                 )
@@ -237,7 +246,7 @@ class ReleaseRepository:
         """Delete whatever exists under a release number; the caller holds the lock."""
         # Without its manifest it is no release any more, whatever happens to the rest.
         (self.path(release) / "manifest.json").unlink(missing_ok=True)
-        for model in MODELS:
+        for model in (*MODELS, *OPTIONAL_MODELS):
             shutil.rmtree(self.model_path(model, release).parent, ignore_errors=True)
         shutil.rmtree(self.path(release), ignore_errors=True)
 

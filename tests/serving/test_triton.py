@@ -76,7 +76,7 @@ def _tcn_inputs(batch: int, length: int) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("model", ["tcn", "gru_step"])
+@pytest.mark.parametrize("model", ["tcn", "gru_step", "item_encoder"])
 def test_config_agrees_with_the_tensors(model: str) -> None:
     text = (ROOT / "triton_repo" / model / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
