@@ -3,13 +3,15 @@
 A record is a cache (hidden state, under the release that computed it) and a truth (the journal:
 the user's interactions since the oldest live snapshot), so any release's state can be recomputed
 from it and that release's snapshot. Little-endian, self-checked by CRC-32, one `bytes` per user:
-64 bytes, 4 bytes a state coordinate (2 KB at 4 layers of 128), 12 an interaction of the
-snapshot's recent history (2.4 KB at 200), 23 plus its id's text a journal entry. Decoding copies
-nothing but what is asked for. It holds no user id: keys are digests, so an erased user leaves no
-name behind.
+64 bytes, 4 bytes a state coordinate (2 KB at 4 layers of 128) or 2 as float16, 12 an interaction
+of the snapshot's recent history (2.4 KB at 200), 23 plus its id's text a journal entry. Decoding
+copies nothing but what is asked for. It holds no user id: keys are digests, so an erased user
+leaves no name behind.
 
-Records of format 1 held of the history only the session that was open at the watermark. They are
-read with their journal and without their state, so the next touch rebuilds them.
+A record with a float32 state has format 2, one with a float16 state format 3, so that programs
+that do not know the latter refuse it. Records of format 1 held of the history only the session
+that was open at the watermark. They are read with their journal and without their state, so the
+next touch rebuilds them.
 """
 
 import hashlib
@@ -31,9 +33,13 @@ NO_RELEASE: Final = 0
 """``UserRecord.release`` of a record whose state must be rebuilt before it is used."""
 
 _FORMAT: Final = 2
+_HALF_STATE: Final = 3
 _WITHOUT_HISTORY: Final = 1
 _HEADER: Final = struct.Struct("<IBxHHHqqqqqIIII")
 _CRC_BYTES: Final = 4
+_REVISION: Final = struct.Struct("<I")
+REVISION_AT: Final = 52
+"""Where a record's bytes hold its revision, uint32, for stores that compare it themselves."""
 _LATE: Final = 1
 
 
@@ -182,13 +188,14 @@ def new_record(state: NDArray[np.float32]) -> UserRecord:
     )
 
 
-def encode(record: UserRecord) -> bytes:
-    """The record as bytes."""
+def encode(record: UserRecord, state_dtype: str = "float32") -> bytes:
+    """The record as bytes, its state as float32 or (within 0.05%) float16."""
+    is_half = state_dtype == "float16"
     journal = record.journal
     layers, hidden = record.state.shape
     header = _HEADER.pack(
         0,
-        _FORMAT,
+        _HALF_STATE if is_half else _FORMAT,
         layers,
         hidden,
         0,
@@ -205,7 +212,7 @@ def encode(record: UserRecord) -> bytes:
     body = b"".join(
         (
             header[_CRC_BYTES:],
-            record.state.astype("<f4", copy=False).tobytes(),
+            record.state.astype("<f2" if is_half else "<f4", copy=False).tobytes(),
             record.history_timestamps_us.astype("<i8", copy=False).tobytes(),
             record.history_item_rows.astype("<i4", copy=False).tobytes(),
             journal.timestamps_us.astype("<i8", copy=False).tobytes(),
@@ -245,18 +252,21 @@ def decode(stored: bytes) -> UserRecord:
     ) = _HEADER.unpack_from(stored)
     if zlib.crc32(memoryview(stored)[_CRC_BYTES:]) != crc:
         raise CorruptRecordError(f"a user record of {len(stored)} bytes fails its checksum")
-    if version not in (_FORMAT, _WITHOUT_HISTORY):
-        raise CorruptRecordError(f"a user record has format {version}; expected {_FORMAT}")
+    if version not in (_FORMAT, _HALF_STATE, _WITHOUT_HISTORY):
+        raise CorruptRecordError(
+            f"a user record has format {version}; expected {_FORMAT} or {_HALF_STATE}"
+        )
     at = _HEADER.size
-    state = np.frombuffer(stored, "<f4", layers * hidden, at).reshape(layers, hidden)
-    at += state.nbytes
+    kept = np.frombuffer(stored, "<f2" if version == _HALF_STATE else "<f4", layers * hidden, at)
+    at += kept.nbytes
+    state = kept.astype(np.float32, copy=False).reshape(layers, hidden)
     history_timestamps_us = np.frombuffer(stored, "<i8", remembered, at)
     at += history_timestamps_us.nbytes
     history_item_rows = np.frombuffer(stored, "<i4", remembered, at)
     at += history_item_rows.nbytes
     journal = _decode_journal(stored, at, entries, text_bytes) if entries else EMPTY_JOURNAL
     return UserRecord(
-        release=release if version == _FORMAT else NO_RELEASE,
+        release=NO_RELEASE if version == _WITHOUT_HISTORY else release,
         revision=revision,
         watermark_us=watermark_us,
         folded_until_us=folded_until_us,
@@ -267,6 +277,16 @@ def decode(stored: bytes) -> UserRecord:
         history_timestamps_us=history_timestamps_us,
         journal=journal,
     )
+
+
+def stored_revision(stored: bytes) -> int | None:
+    """The revision of :func:`encode`'s bytes, None if they are damaged."""
+    if len(stored) < _HEADER.size:
+        return None
+    if zlib.crc32(memoryview(stored)[_CRC_BYTES:]) != _REVISION.unpack_from(stored)[0]:
+        return None
+    revision: int = _REVISION.unpack_from(stored, REVISION_AT)[0]
+    return revision
 
 
 def _decode_journal(stored: bytes, at: int, entries: int, text_bytes: int) -> Journal:

@@ -1,196 +1,105 @@
-"""User records in LMDB: embedded, read without locks or copies of the tree, one writer.
+"""What serving needs of a store of user records, whichever database holds them.
 
-The log (``event_log.py``) makes writes durable, so commits are not synced here: after a killed
-process everything committed is still there (the kernel holds the pages); only a crash of the
-machine can tear the tree, which a marker with the kernel's boot id detects: the store is then
-emptied and rebuilt from the log. The position up to which the log is applied is committed in the
-same transaction as the records, so replay neither skips nor repeats an entry.
+Records are read by key and written by compare-and-set: a change names the revision it was made
+from, and is refused if the store holds another by then. With one writing process (LMDB,
+``store_lmdb.py``) nothing is ever refused but folds that came too late; with several on one
+Valkey (``store_valkey.py``) the refused writer reads again and applies its entries anew, so no
+update is lost.
 
-Measured while planning with 2 KB records: 140,000 reads/s and 17,000 unsynced writes/s on one
-thread. Every record of 2 to 4 KB occupies one 4 KB page.
+The position of the event log up to which entries are applied is kept in the same transaction as
+the records, so replay neither skips nor repeats an entry.
 """
 
-import fcntl
-import logging
-import os
-import shutil
-import struct
-import threading
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-import lmdb
-
-from hiertcn.errors import InputError, ServingError
-from hiertcn.files import read_json, write_json
-from hiertcn.serving.event_log import BEGINNING, Position
-from hiertcn.serving.record import CorruptRecordError, UserRecord, decode, encode
-
-_log = logging.getLogger(__name__)
-
-_POSITION_KEY: Final = b"applied-log-position"
-_POSITION: Final = struct.Struct("<qq")
-_FIRST_MAP_BYTES: Final = 1 << 30
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+from hiertcn.errors import ServingError
+from hiertcn.serving.event_log import Position
+from hiertcn.serving.record import UserRecord
 
 
-class RecordStore:
-    """User records by key, in one folder, for one process at a time.
+class Change(NamedTuple):
+    """A record to be stored (None: removed) in place of the one with ``base_revision``.
 
-    Reads may come from any thread; writes go through :meth:`writing`, from one thread.
+    ``base_revision`` is None if there was no record.
     """
 
-    def __init__(self, directory: Path, *, map_bytes: int = _FIRST_MAP_BYTES) -> None:
-        """Open or create the store.
+    record: UserRecord | None
+    base_revision: int | None
 
-        Args:
-            directory: the store's folder.
-            map_bytes: address space reserved at first; it doubles whenever the data fill it.
 
-        Raises:
-            InputError: another process has the store open, or the folder cannot be used.
-        """
-        self._directory = directory
-        self._marker = directory / "state.json"
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock_descriptor = _lock(directory)
-        # A map must not be resized under a reader, whichever thread it is on.
-        self._resizing = threading.Lock()
-        self._damaged = False
-        self.was_emptied = self._empty_if_torn()
-        self._write_marker(clean=False)
-        try:
-            self._environment: Any = lmdb.open(
-                str(directory / "records"),
-                map_size=map_bytes,
-                sync=False,
-                metasync=False,
-                max_dbs=0,
-                max_readers=512,
-            )
-        except lmdb.Error as error:
-            os.close(self._lock_descriptor)
-            raise InputError(
-                f"the record store {directory} cannot be opened ({error}); remove that folder, it "
-                "is rebuilt from the event log"
-            ) from error
+class StoreBehindError(ServingError):
+    """The store lacks entries that it had: it lost its newest writes (a failover, a restart).
 
-    def get(self, key: bytes) -> UserRecord | None:
-        """The user's record, or None; a damaged one counts as None until the next start."""
-        return self.get_many([key])[0]
+    Nothing was written; applying the log from :attr:`RecordStore.applied` on heals it.
+    """
 
-    def get_many(self, keys: list[bytes]) -> list[UserRecord | None]:
-        """The users' records ``[n]`` in one transaction."""
-        try:
-            with self._resizing, self._environment.begin() as transaction:
-                found = [transaction.get(key) for key in keys]
-        except lmdb.Error as error:
-            self._note_damage(str(error))
-            return [None] * len(keys)
-        return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
+
+class RecordStore(Protocol):
+    """User records by key. Reads may come from any thread, writes from one."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a read costs microseconds and waits for no network."""
+        ...
 
     @property
     def applied(self) -> Position:
-        """The log position up to which entries are applied."""
-        with self._resizing, self._environment.begin() as transaction:
-            stored = transaction.get(_POSITION_KEY)
-        return Position(*_POSITION.unpack(stored)) if stored else BEGINNING
-
-    def __len__(self) -> int:
-        with self._resizing:
-            entries = int(self._environment.stat()["entries"])
-        return entries - (1 if self.applied != BEGINNING else 0)
-
-    def write(self, records: dict[bytes, UserRecord], applied: Position | None = None) -> None:
-        """Commit the records and (if given) the log position, together or not at all.
+        """The log position up to which every entry is applied.
 
         Raises:
-            ServingError: the disk is full or failing; nothing was written.
+            ServingError: the store cannot be reached.
         """
-        encoded = {key: encode(record) for key, record in records.items()}
-        while True:
-            try:
-                with self._environment.begin(write=True) as transaction:
-                    for key, value in encoded.items():
-                        transaction.put(key, value)
-                    if applied is not None:
-                        transaction.put(_POSITION_KEY, _POSITION.pack(*applied))
-                return
-            except lmdb.MapFullError:
-                self._grow()
-            except lmdb.Error as error:
-                raise ServingError(
-                    f"the record store {self._directory} cannot be written ({error}); free some "
-                    "space on that disk"
-                ) from error
+        ...
+
+    def applied_for(self, key: bytes) -> Position:
+        """The position up to which this user's entries are applied, at or after ``applied``.
+
+        As of the last read of :attr:`applied`, or of the last write.
+        """
+        ...
+
+    def get(self, key: bytes) -> UserRecord | None:
+        """The user's record, or None; a damaged one counts as None.
+
+        Raises:
+            ServingError: the store cannot be reached.
+        """
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
+        """The users' records ``[n]``, read together.
+
+        Raises:
+            ServingError: the store cannot be reached.
+        """
+        ...
+
+    def write(self, changes: Mapping[bytes, Change], applied: Position | None = None) -> set[bytes]:
+        """Make the changes whose base is stored, and note the log position with them.
+
+        Args:
+            changes: by the user's key.
+            applied: every entry of the log up to here is in the changes or was applied before.
+
+        Returns:
+            The keys that were refused, for which the position did not move either. They are to be
+            read, changed and written again before anything newer.
+
+        Raises:
+            StoreBehindError: the store lost its newest writes.
+            ServingError: it cannot be written or reached.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """How many users have a record."""
+        ...
 
     def sync(self) -> None:
-        """Wait until everything committed is on disk."""
-        self._environment.sync(True)
+        """Wait until everything written is as durable as this store makes it."""
+        ...
 
     def close(self) -> None:
-        """Sync and close; a store closed cleanly survives a crash of the machine."""
-        self._environment.sync(True)
-        self._environment.close()
-        self._write_marker(clean=not self._damaged)
-        os.close(self._lock_descriptor)
-
-    def _decoded(self, key: bytes, stored: bytes | None) -> UserRecord | None:
-        if stored is None:
-            return None
-        try:
-            return decode(stored)
-        except CorruptRecordError as error:
-            self._note_damage(f"{key.hex()}: {error}")
-            return None
-
-    def _note_damage(self, what: str) -> None:
-        _log.error(
-            "%s is damaged (%s); it is rebuilt from the event log at the next start",
-            self._directory,
-            what,
-        )
-        if not self._damaged:
-            self._damaged = True
-            self._write_marker(clean=False)
-
-    def _grow(self) -> None:
-        with self._resizing:
-            size = int(self._environment.info()["map_size"]) * 2
-            self._environment.set_mapsize(size)
-        _log.info("the record store %s may now hold %d MiB", self._directory, size >> 20)
-
-    def _empty_if_torn(self) -> bool:
-        records = self._directory / "records"
-        if not records.exists() or not self._marker.exists():
-            return False
-        marker = read_json(self._marker)
-        same_boot = marker["boot_id"] == _boot_id()
-        if not marker["damaged"] and (marker["clean"] or same_boot):
-            return False
-        _log.warning("%s may be torn by a crash; rebuilding it from the event log", records)
-        shutil.rmtree(records)
-        return True
-
-    def _write_marker(self, *, clean: bool) -> None:
-        write_json(self._marker, {"boot_id": _boot_id(), "clean": clean, "damaged": self._damaged})
-
-
-def _lock(directory: Path) -> int:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"the state folder {directory.parent} is in use by another sidecar; stop it or give "
-            "another --state-dir"
-        ) from None
-    return descriptor
-
-
-def _boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return "unknown"
+        """Sync and close."""
+        ...

@@ -34,13 +34,14 @@ from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.record import NEVER_US, UserRecord, new_record, user_key
 from hiertcn.serving.serving_release import ServingRelease
-from hiertcn.serving.store import RecordStore
+from hiertcn.serving.store import Change, RecordStore, StoreBehindError
 
 _log = logging.getLogger(__name__)
 
 _REPLAY_ENTRIES: Final = 4096
 _MAX_GROUP: Final = 4096
 _IDLE_CHECK_S: Final = 5.0
+_MAX_CONFLICTS: Final = 1000
 
 
 class Applied(NamedTuple):
@@ -106,19 +107,26 @@ class RecordWriter:
             InputError: a log segment is damaged.
             ServingError: the store cannot be written.
         """
+        replayed = self._replay(self._event_log.position)
+        self._behind = False
+        return replayed
+
+    def _replay(self, until: Position) -> int:
         replayed = 0
         chunk: list[Entry] = []
-        position = self._store.applied
-        for end, entry in self._event_log.replay(self._store.applied):
+        position = start = self._store.applied
+        for end, entry in self._event_log.replay(start):
+            if end > until:
+                break
             position = end
-            chunk.append(entry)
+            if end > self._store.applied_for(_key(entry)):
+                chunk.append(entry)
             if len(chunk) == _REPLAY_ENTRIES:
                 self._apply(chunk, position)
                 replayed += len(chunk)
                 chunk = []
-        if chunk:
-            self._apply(chunk, position)
-        self._behind = False
+        self._apply(chunk, position)
+        self._store.write({}, position)
         return replayed + len(chunk)
 
     def start(self) -> None:
@@ -199,9 +207,15 @@ class RecordWriter:
         try:
             if self._behind:
                 self.replay()
+            before = self._event_log.position
             position = self._event_log.append(entries)
             self._behind = True
-            applied = self._apply(entries, position)
+            try:
+                applied = self._apply(entries, position)
+            except StoreBehindError as error:
+                _log.warning("%s; applying the log again", error)
+                self._replay(before)
+                applied = self._apply(entries, position)
             self._behind = False
         except Exception as error:
             reason = error
@@ -231,45 +245,73 @@ class RecordWriter:
         release, bound = self._current()
         interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
         rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
-        changed: dict[bytes, UserRecord] = {}
-        accepted: list[tuple[str, int]] = []
-        applied = []
-        for entry in entries:
-            if isinstance(entry, LoggedDeletion):
-                before = changed.get(entry.user_key) or self._store.get(entry.user_key)
-                changed[entry.user_key] = _erased(entry, before, release)
-                applied.append(Applied(Outcome.ACCEPTED, before is not None))
-                continue
-            row = next(rows)
-            key = user_key(entry.user_id)
-            record = changed.get(key) or self._store.get(key)
-            if record is None or record.release != release.number:
-                self._metrics.rebuilds.inc()
-                record = rebuilt(record, entry.user_id, release)
-            changed[key], outcome = recorded(
-                record,
-                entry.item_id,
-                row,
-                entry.timestamp_us,
-                entry.key,
-                gap_us=release.gap_us,
-                bound=bound,
+        pending = {
+            place: (
+                _key(entry),
+                next(rows) if isinstance(entry, LoggedInteraction) else UNKNOWN_ROW,
             )
-            applied.append(Applied(outcome, row != UNKNOWN_ROW))
-            if outcome is not Outcome.DUPLICATE:
-                accepted.append((entry.item_id, entry.timestamp_us))
-        self._store.write(changed, position)
-        self._recent.add(accepted)
-        return applied
+            for place, entry in enumerate(entries)
+        }
+        applied: dict[int, Applied] = {}
+        for _ in range(_MAX_CONFLICTS):
+            keys = list(dict.fromkeys(key for key, _ in pending.values()))
+            stored = dict(zip(keys, self._store.get_many(keys), strict=True))
+            records = dict(stored)
+            for place, (key, row) in pending.items():
+                records[key], applied[place] = self._with_entry(
+                    records[key], entries[place], row, release, bound
+                )
+            refused = self._store.write(_changes(stored, records), position)
+            # Only another process on the same store can have been faster.
+            pending = {place: one for place, one in pending.items() if one[0] in refused}
+            if not pending:
+                break
+        else:
+            raise ServingError(
+                "interactions could not be applied, because other writers changed the same users' "
+                f"records {_MAX_CONFLICTS} times meanwhile; retry"
+            )
+        self._recent.add(
+            [
+                (entry.item_id, entry.timestamp_us)
+                for place, entry in enumerate(entries)
+                if isinstance(entry, LoggedInteraction)
+                and applied[place].outcome is not Outcome.DUPLICATE
+            ]
+        )
+        return [applied[place] for place in range(len(entries))]
+
+    def _with_entry(
+        self,
+        record: UserRecord | None,
+        entry: Entry,
+        row: int,
+        release: ServingRelease,
+        bound: JournalBound,
+    ) -> tuple[UserRecord, Applied]:
+        if isinstance(entry, LoggedDeletion):
+            known = Applied(Outcome.ACCEPTED, record is not None)
+            return _erased(entry, record, release), known
+        if record is None or record.release != release.number:
+            self._metrics.rebuilds.inc()
+            record = rebuilt(record, entry.user_id, release)
+        after, outcome = recorded(
+            record,
+            entry.item_id,
+            row,
+            entry.timestamp_us,
+            entry.key,
+            gap_us=release.gap_us,
+            bound=bound,
+        )
+        return after, Applied(outcome, row != UNKNOWN_ROW)
 
     def _keep_folds(self, folds: list[_KeepFold]) -> None:
-        kept: dict[bytes, UserRecord] = {}
+        # Of several folds of one record the first wins: they are equal, or only it has a base.
+        changes: dict[bytes, Change] = {}
         for fold in folds:
-            stored = kept.get(fold.key) or self._store.get(fold.key)
-            if (stored.revision if stored is not None else None) == fold.base_revision:
-                kept[fold.key] = fold.record
-        if kept:
-            self._store.write(kept)
+            changes.setdefault(fold.key, Change(fold.record, fold.base_revision))
+        self._store.write(changes)
 
     def _rotate(self) -> None:
         if self._behind:
@@ -302,6 +344,20 @@ def _set_results(
             future.set_exception(result)
         else:
             future.set_result(result)
+
+
+def _key(entry: Entry) -> bytes:
+    return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
+
+
+def _changes(
+    stored: dict[bytes, UserRecord | None], records: dict[bytes, UserRecord | None]
+) -> dict[bytes, Change]:
+    return {
+        key: Change(record, base.revision if base is not None else None)
+        for (key, base), record in zip(stored.items(), records.values(), strict=True)
+        if record is not base
+    }
 
 
 def _erased(

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import pytest
 from hiertcn.errors import InputError
 from hiertcn.serving.event_log import BEGINNING, Position
 from hiertcn.serving.record import new_record, user_key
-from hiertcn.serving.store import RecordStore
+from hiertcn.serving.store import Change
+from hiertcn.serving.store_lmdb import LmdbStore
 
 
 def record(revision=1, layers=2, hidden=6):
@@ -16,20 +19,30 @@ def record(revision=1, layers=2, hidden=6):
     )
 
 
+def put(store, records, applied=None):
+    """Store records whatever is stored, as a test's beginning."""
+    stored = store.get_many(list(records))
+    changes = {
+        key: Change(one, before.revision if before else None)
+        for (key, one), before in zip(records.items(), stored, strict=True)
+    }
+    assert store.write(changes, applied) == set()
+
+
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "store"
 
 
 def test_records_and_position_are_kept_together(folder):
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     assert store.applied == BEGINNING
     assert store.get(user_key("ada")) is None
-    store.write({user_key("ada"): record(3)}, Position(2, 77))
-    store.write({user_key("bob"): record(4)})
+    put(store, {user_key("ada"): record(3)}, Position(2, 77))
+    put(store, {user_key("bob"): record(4)})
     assert len(store) == 2
     store.close()
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     assert not store.was_emptied
     assert store.applied == Position(2, 77)
     found = store.get_many([user_key("bob"), user_key("eve"), user_key("ada")])
@@ -38,30 +51,30 @@ def test_records_and_position_are_kept_together(folder):
 
 
 def test_the_map_grows_with_the_data(folder):
-    store = RecordStore(folder, map_bytes=1 << 18)
+    store = LmdbStore(folder, map_bytes=1 << 18)
     for block in range(8):
-        store.write({user_key(f"{block}-{n}"): record(n, 4, 128) for n in range(200)})
+        put(store, {user_key(f"{block}-{n}"): record(n, 4, 128) for n in range(200)})
     assert len(store) == 1600
     assert store.get(user_key("7-199")).revision == 199
     store.close()
 
 
 def test_one_process_at_a_time(folder):
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     with pytest.raises(InputError, match="in use by another sidecar"):
-        RecordStore(folder)
+        LmdbStore(folder)
     store.close()
-    RecordStore(folder).close()
+    LmdbStore(folder).close()
 
 
 def test_a_crash_of_the_machine_empties_the_store(folder):
-    store = RecordStore(folder)
-    store.write({user_key("ada"): record()}, Position(1, 9))
+    store = LmdbStore(folder)
+    put(store, {user_key("ada"): record()}, Position(1, 9))
     store.sync()
     marker = json.loads((folder / "state.json").read_text())
     store.close()
     (folder / "state.json").write_text(json.dumps({**marker, "boot_id": "before the crash"}))
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     assert store.was_emptied
     assert store.applied == BEGINNING
     assert len(store) == 0
@@ -69,24 +82,85 @@ def test_a_crash_of_the_machine_empties_the_store(folder):
 
 
 def test_a_clean_stop_outlives_a_reboot(folder):
-    store = RecordStore(folder)
-    store.write({user_key("ada"): record()}, Position(1, 9))
+    store = LmdbStore(folder)
+    put(store, {user_key("ada"): record()}, Position(1, 9))
     store.close()
     marker = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**marker, "boot_id": "another boot"}))
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     assert store.get(user_key("ada")) is not None
     store.close()
 
 
 def test_a_damaged_record_reads_as_none_and_empties_the_store_at_the_next_start(folder):
-    store = RecordStore(folder)
-    store.write({user_key("ada"): record(), user_key("bob"): record()}, Position(1, 9))
+    store = LmdbStore(folder)
+    put(store, {user_key("ada"): record(), user_key("bob"): record()}, Position(1, 9))
     with store._environment.begin(write=True) as transaction:
         transaction.put(user_key("ada"), b"rubbish")
     assert store.get(user_key("ada")) is None
     assert store.get(user_key("bob")) is not None
     store.close()
-    store = RecordStore(folder)
+    store = LmdbStore(folder)
     assert store.was_emptied
+    store.close()
+
+
+def test_a_change_whose_base_is_gone_is_refused_and_the_position_stays(folder):
+    store = LmdbStore(folder)
+    ada, bob = user_key("ada"), user_key("bob")
+    assert store.write({ada: Change(record(1), None)}, Position(1, 5)) == set()
+    changes = {ada: Change(record(2), 7), bob: Change(record(1), None)}
+    assert store.write(changes, Position(1, 9)) == {ada}
+    assert (store.get(ada).revision, store.get(bob).revision) == (1, 1)
+    assert store.applied == Position(1, 5)
+    assert store.write({ada: Change(None, 1), bob: Change(record(2), None)}) == {bob}
+    assert store.get(ada) is None
+    store.close()
+
+
+def test_other_processes_read_what_one_writes(folder):
+    with pytest.raises(InputError, match="start the process that writes it first"):
+        LmdbStore(folder, read_only=True)
+    store = LmdbStore(folder, map_bytes=1 << 18)
+    put(store, {user_key("ada"): record(1)}, Position(1, 5))
+    reading = (
+        "import sys; from pathlib import Path; from hiertcn.serving.record import user_key;"
+        "from hiertcn.serving.store_lmdb import LmdbStore;"
+        "store = LmdbStore(Path(sys.argv[1]), map_bytes=1 << 18, read_only=True)\n"
+        "for line in sys.stdin: print(store.get(user_key(line.strip())).revision, flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", reading, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+
+        def revision_of(user):
+            other.stdin.write(f"{user}\n")
+            other.stdin.flush()
+            return int(other.stdout.readline())
+
+        assert revision_of("ada") == 1
+        put(store, {user_key("ada"): record(2)})
+        assert revision_of("ada") == 2
+        # The file outgrows the map that the other process has.
+        put(store, {user_key(f"u{n}"): record(n, 4, 128) for n in range(400)})
+        assert revision_of("u399") == 399
+        other.stdin.close()
+        assert other.wait() == 0
+    store.close()
+
+
+def test_a_file_that_is_mostly_free_is_compacted_when_opened(folder):
+    store = LmdbStore(folder)
+    users = [user_key(f"u{n}") for n in range(24_000)]
+    put(store, {key: record(1, 4, 128) for key in users})
+    store.write({key: Change(None, 1) for key in users[10:]})
+    store.close()
+    before = (folder / "records" / "data.mdb").stat().st_size
+    store = LmdbStore(folder)
+    assert (folder / "records" / "data.mdb").stat().st_size < before / 10
+    assert store.get_many(users[:11]).count(None) == 1
+    put(store, {users[20]: record(2)})
     store.close()
