@@ -228,7 +228,7 @@ def _turn(load: _Load, serving: ServingProcess, arguments: argparse.Namespace) -
     if "open" in wanted:
         turn["open"] = load.run(address, pid, load.mix, "--rate", str(arguments.rate))
     if "catalogue" in wanted:
-        turn["catalogue"] = load.run(address, load.catalogue, "--rate", str(arguments.rate / 2))
+        turn["catalogue"] = load.run(address, pid, load.catalogue, "--rate", str(arguments.rate / 2))
     print(_line(turn), file=sys.stderr, flush=True)
     return turn
 

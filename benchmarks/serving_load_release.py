@@ -1,4 +1,4 @@
-"""A release of any size with random contents and a network of the default shape, to serve under load.
+"""A release of any size with random contents and a network of the default shape, to load.
 
 What costs time is real: the exported HierTCN of the best (with scoring terms) or the paper's
 configuration with random weights, an item table with a neighbour index, states and histories of
