@@ -86,14 +86,21 @@ class _DenseConv(nn.Module):
 
     def __init__(self, convolution: PinSageConv) -> None:
         super().__init__()
+        self.pooling = convolution.pooling
         self.neighbor = copy.deepcopy(convolution.neighbor)
         self.combine = copy.deepcopy(convolution.combine)
         self.no_neighbors = nn.Parameter(convolution.no_neighbors.detach().clone())
 
     def forward(self, z: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
         """z [batch, hidden], sources [batch, neighbors, hidden], weights [batch, neighbors]."""
-        messages = torch.relu(self.neighbor(sources))
-        aggregated = (weights.unsqueeze(2) * messages).sum(dim=1)
-        alone = weights.sum(dim=1, keepdim=True) == 0
-        aggregated = torch.where(alone, self.no_neighbors, aggregated)
+        messages = sources if self.pooling == "graphsage" else torch.relu(self.neighbor(sources))
+        real = (weights > 0).to(z.dtype)
+        count = real.sum(dim=1, keepdim=True)
+        if self.pooling == "max":
+            nothing = torch.full((), -torch.inf, dtype=z.dtype)
+            aggregated = torch.where(real.unsqueeze(2) > 0, messages, nothing).amax(dim=1)
+        else:
+            shares = weights if self.pooling == "importance" else real / count.clamp(min=1.0)
+            aggregated = (shares.unsqueeze(2) * messages).sum(dim=1)
+        aggregated = torch.where(count > 0, aggregated, self.no_neighbors)
         return torch.relu(self.combine(torch.cat([z, aggregated], dim=1)))

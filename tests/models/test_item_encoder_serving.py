@@ -43,7 +43,17 @@ def _neighborhoods(rng: np.random.Generator, items: int) -> Neighborhoods:
     return Neighborhoods(rows, weights, WalkOptions(top=TOP))
 
 
-@pytest.mark.parametrize("options", [{}, {"id_vectors": False}, {"layers": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"id_vectors": False},
+        {"layers": 3},
+        {"pooling": "mean"},
+        {"pooling": "max"},
+        {"pooling": "graphsage"},
+    ],
+)
 def test_new_items_equal_those_of_a_graph_that_holds_them(options) -> None:
     rng = np.random.default_rng(1)
     encoder = _encoder(**options)
@@ -89,8 +99,11 @@ def test_without_any_features_only_the_neighbors_tell_new_items_apart() -> None:
     assert not torch.allclose(found[0], found[2])
 
 
-def test_the_exported_file_takes_any_batch_and_any_number_of_neighbors(tmp_path: Path) -> None:
-    encoder = NewItemEncoder(_encoder()).eval()
+@pytest.mark.parametrize("pooling", ["importance", "max"])
+def test_the_exported_file_takes_any_batch_and_any_number_of_neighbors(
+    tmp_path: Path, pooling: str
+) -> None:
+    encoder = NewItemEncoder(_encoder(pooling=pooling)).eval()
 
     def case(batch: int, neighbors: int) -> tuple[torch.Tensor, ...]:
         weights = torch.rand(batch, neighbors)
