@@ -20,9 +20,18 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
-from hiertcn.errors import HiertcnError, InputError, ReleaseError, ServingError
+from hiertcn.errors import (
+    HiertcnError,
+    InputError,
+    OverloadError,
+    PermissionDeniedError,
+    ReleaseError,
+    ServingError,
+    UnauthenticatedError,
+)
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import recommender_pb2_grpc as pb_grpc
+from hiertcn.serving.access import Access
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 
@@ -116,13 +125,22 @@ class RecommenderClient:
     Raises, from every method:
         InputError: a field of the request is wrong; the message names it.
         ReleaseError: a release must not be activated.
+        UnauthenticatedError, PermissionDeniedError: the token is wrong or lacks a scope.
+        OverloadError: a limit is reached; try again later.
         ServingError: the sidecar does not answer within ``timeout_s`` seconds, or failed.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 5.0,
+        access: Access | None = None,
+    ) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._channel: Any = grpc.insecure_channel(address, options=_channel_options())
+        self._access = access or Access()
+        self._channel: Any = self._access.channel(address, _channel_options())
         self._recommender: Any = pb_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
         self._releases: Any = pb_grpc.ReleasesStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -187,7 +205,11 @@ class RecommenderClient:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return method(request, timeout=timeout_s or self._timeout_s)
+            return method(
+                request,
+                timeout=timeout_s or self._timeout_s,
+                metadata=self._access.metadata(),
+            )
         except grpc.RpcError as error:
             raise _failure(error, self.address) from None
 
@@ -195,10 +217,17 @@ class RecommenderClient:
 class AsyncRecommenderClient:
     """The same for asyncio; make it inside a running event loop. Raises as the blocking one."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 5.0,
+        access: Access | None = None,
+    ) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._channel: Any = grpc.aio.insecure_channel(address, options=_channel_options())
+        self._access = access or Access()
+        self._channel: Any = self._access.aio_channel(address, _channel_options())
         self._recommender: Any = pb_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
         self._releases: Any = pb_grpc.ReleasesStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -265,7 +294,11 @@ class AsyncRecommenderClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return await method(request, timeout=timeout_s or self._timeout_s)
+            return await method(
+                request,
+                timeout=timeout_s or self._timeout_s,
+                metadata=self._access.metadata(),
+            )
         except grpc.RpcError as error:
             raise _failure(error, self.address) from None
 
@@ -389,6 +422,12 @@ def _failure(error: Any, address: str) -> HiertcnError:
         return InputError(details)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return ReleaseError(details)
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return UnauthenticatedError(details)
+    if code == grpc.StatusCode.PERMISSION_DENIED:
+        return PermissionDeniedError(details)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadError(details)
     return ServingError(
         f"the sidecar at {address} did not answer ({code.name}: {details}); see whether "
         "'hiertcn serve' runs there"

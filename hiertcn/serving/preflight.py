@@ -1,10 +1,13 @@
 """What can be known to fail before seconds are spent on starting: release, ports, Triton binary."""
 
+import importlib.util
 import socket
 
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.options import ServeOptions
+from hiertcn.serving.options import ServeOptions, SidecarOptions
+from hiertcn.serving.tls import ServerTls
+from hiertcn.serving.tokens import TokenFile
 from hiertcn.serving.triton_install import find_tritonserver
 
 
@@ -13,7 +16,8 @@ def check_before_starting(options: ServeOptions) -> None:
 
     Raises:
         InputError: the repository or its current release does not exist, a port is in use, or no
-            Triton binary is here to be started.
+            Triton binary is here to be started; a certificate or token file cannot be used, or an
+            extra that an option needs is not installed.
     """
     repository = ReleaseRepository(options.sidecar.repository)
     if not repository.root.is_dir():
@@ -29,8 +33,40 @@ def check_before_starting(options: ServeOptions) -> None:
     _check_port("--port", options.sidecar.host, options.sidecar.port)
     if options.sidecar.metrics_port is not None:
         _check_port("--metrics-port", options.sidecar.host, options.sidecar.metrics_port)
+    if options.sidecar.ui_port is not None:
+        _check_port("--ui-port", options.sidecar.host, options.sidecar.ui_port)
+    _check_doors(options.sidecar)
     if options.triton_url is None:
         find_tritonserver()
+
+
+def _check_doors(options: SidecarOptions) -> None:
+    if options.tls_cert is not None and options.tls_key is not None:
+        ServerTls(
+            certificate=options.tls_cert,
+            key=options.tls_key,
+            client_authority=options.tls_client_ca,
+        ).check()
+    if options.token_file is not None:
+        TokenFile(options.token_file)
+    if options.ui_port is not None:
+        require("aiohttp", "ui", "--ui")
+    if options.otlp_endpoint is not None:
+        require("opentelemetry.exporter.otlp.proto.grpc", "tracing", "--otlp-endpoint")
+
+
+def require(module: str, extra: str, option: str) -> None:
+    """Say which extra an option needs.
+
+    Raises:
+        InputError: its module is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise InputError(f"{option} needs the extra {extra}: pip install 'hiertcn[{extra}]'")
 
 
 def _check_port(option: str, host: str, port: int) -> None:

@@ -26,6 +26,7 @@ from hiertcn.serving.event_log import EventLog
 from hiertcn.serving.inference import TritonInference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.preflight import require
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.rpc import Admission, service_handler
 from hiertcn.serving.security import AccessControl, AccessInterceptor, server_tls
@@ -49,6 +50,7 @@ class Sidecar:
         port: the gRPC port bound.
         metrics_port: the Prometheus port bound, or None.
         metrics: the counters.
+        ui_url: where the web page is, or None.
     """
 
     def __init__(self, options: SidecarOptions) -> None:
@@ -58,6 +60,7 @@ class Sidecar:
         self.metrics = Metrics()
         self.port = options.port
         self.metrics_port = options.metrics_port
+        self.ui_url: str | None = None
 
     @property
     def address(self) -> str:
@@ -165,7 +168,9 @@ class Sidecar:
         self._parts.callback(engine.close)
         watching = asyncio.create_task(activation.watch())
         self._parts.push_async_callback(_cancelled, watching)
-        await self._answer(server, engine, repository, activation)
+        admission = Admission(options.max_in_flight, self.metrics)
+        await self._answer(server, engine, repository, activation, admission)
+        await self._show(engine, access, admission)
         # What lives until the end need not be traversed by every later collection.
         gc.collect()
         gc.freeze()
@@ -206,17 +211,13 @@ class Sidecar:
         engine: Engine,
         repository: ReleaseRepository,
         activation: Activation,
+        admission: Admission,
     ) -> None:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         server.add_generic_rpc_handlers(
             (
-                service_handler(
-                    RECOMMENDER,
-                    RecommenderMethods(engine),
-                    self.metrics,
-                    Admission(self._options.max_in_flight, self.metrics),
-                ),
+                service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics, admission),
                 service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
             )
         )
@@ -228,6 +229,18 @@ class Sidecar:
         await server.start()
         self._parts.push_async_callback(server.stop, self._options.drain_s)
         self._parts.push_async_callback(checks.enter_graceful_shutdown)
+
+    async def _show(self, engine: Engine, access: AccessControl, admission: Admission) -> None:
+        if self._options.ui_port is None:
+            return
+        # An extra: only who asks for the page needs what serves it.
+        require("aiohttp", "ui", "--ui")
+        from hiertcn.serving.ui.server import WebPage
+
+        page = WebPage(self._options, engine, self.metrics, access, admission)
+        await page.start()
+        self._parts.push_async_callback(page.stop)
+        self.ui_url = page.url
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:

@@ -71,6 +71,7 @@ async def _serve(options: ServeOptions) -> None:
                     if sidecar.metrics_port is not None
                     else None
                 ),
+                "ui": sidecar.ui_url,
                 "triton_grpc": url,
                 "triton_http": triton.http_url if triton is not None else None,
                 "release": sidecar.release,

@@ -135,10 +135,11 @@ class TokenFile:
             where = f"{self._path} line {number}"
             if len(words) != 2:
                 raise InputError(f"{where} has {len(words)} words; expected 'scope[,scope] token'")
+            scopes = _scopes(words[0], where)
             key = self._digest(_checked(words[1], where))
             if key in callers:
                 raise InputError(f"{where} repeats a token; expected each once")
-            callers[key] = Caller(key, _scopes(words[0], where))
+            callers[key] = Caller(key, scopes)
         return callers
 
     def _digest(self, token: str) -> bytes:
