@@ -6,6 +6,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model, Output
 def embed_items(
     lineage: str,
     item_table_dtype: str,
+    filter_columns: list[str],
     graph_half_life_days: float,
     seed: int,
     snapshot: Input[Dataset],
@@ -19,6 +20,7 @@ def embed_items(
     training_table: Output[Artifact],
     item_layers: Output[Artifact],
     popularity: Output[Artifact],
+    item_attributes: Output[Artifact],
 ) -> str:
     """Write the item table and the items' popularity.
 
@@ -28,6 +30,7 @@ def embed_items(
     Args:
         lineage: lineage of the encoder, and so of graph and snapshot.
         item_table_dtype: float16 or float32.
+        filter_columns: item columns that requests may filter by; none takes all usable ones.
         graph_half_life_days: age in days at which an interaction counts half in the popularity.
         seed: seed of the walks, as in training.
         snapshot: the ingested log, for the popularity.
@@ -42,6 +45,7 @@ def embed_items(
         item_layers: what goes into each of the encoder's layers for each item, from which items
             that come between builds are embedded; in the table's dtype.
         popularity: ``popularity.npy``, decayed interaction counts, float32 [items].
+        item_attributes: the items' columns that requests may filter by, and their titles.
 
     Returns:
         The lineage of both tables.
@@ -60,6 +64,7 @@ def embed_items(
         from hiertcn.files import whole_directory
         from hiertcn.graph.csr import CSR
         from hiertcn.graph.walks import importance_neighborhoods
+        from hiertcn.items.attributes import ItemAttributes
         from hiertcn.items.features import FeatureMatrix
         from hiertcn.items.index import IdIndex
         from hiertcn.items.prior import popularity_prior
@@ -125,5 +130,11 @@ def embed_items(
             )
             table = write_table(Path(graph.path), counts, Path(item_table.path), layers)
             ItemTable.write(Path(item_layers.path), layers, cast(TableDtype, item_table_dtype))
+        ItemAttributes.write(
+            Path(item_attributes.path),
+            index,
+            Path(snapshot.path) / "items.parquet",
+            columns=filter_columns,
+        )
         item_table.metadata.update(items=len(table), dim=table.dim)
     return running.lineage

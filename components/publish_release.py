@@ -16,6 +16,7 @@ def publish_release(
     neighbor_index: Input[Artifact],
     item_layers: Input[Artifact],
     popularity: Input[Artifact],
+    item_attributes: Input[Artifact],
     model: Input[Model],
     onnx: Input[Artifact],
     user_states: Input[Artifact],
@@ -39,6 +40,7 @@ def publish_release(
         neighbor_index: its nearest-neighbor index.
         item_layers: what items between builds are embedded from, beside their features.
         popularity: decayed interaction counts of the items.
+        item_attributes: what requests may filter by, and the items' titles.
         model: the trained model, which the next release warm-starts from.
         onnx: the exported models, the start state and any scoring terms.
         user_states: every user's state.
@@ -71,6 +73,7 @@ def publish_release(
                 "item_table": Path(item_table.path),
                 "neighbor_index": Path(neighbor_index.path),
                 "popularity.npy": Path(popularity.path) / "popularity.npy",
+                "item_attributes": Path(item_attributes.path),
                 "user_states": Path(user_states.path),
                 "start_state.npy": exported / "start_state.npy",
                 "parity.json": exported / "parity.json",

@@ -258,6 +258,7 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
             neighbor_index=tuned["neighbor_index"],
             item_layers=embedded["item_layers"],
             popularity=embedded["popularity"],
+            item_attributes=embedded["item_attributes"],
             model=trained["model"],
             onnx=exported["onnx"],
             user_states=states["user_states"],

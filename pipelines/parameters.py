@@ -159,6 +159,14 @@ PARAMETERS: Final = (
         help="Item column to use as a feature; repeat for several. None uses all usable ones.",
     ),
     Parameter(
+        name="filter_columns",
+        option="--filter-column",
+        default=[],
+        group=_GRAPH,
+        help="Item column that requests may filter by; repeat for several. None takes all usable "
+        "ones.",
+    ),
+    Parameter(
         name="graph_window_s",
         default=600.0,
         group=_GRAPH,

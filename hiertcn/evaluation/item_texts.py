@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hiertcn.events.columns import ITEM_ID
+from hiertcn.items.attributes import TITLE_COLUMNS
 from hiertcn.items.index import IdIndex
-
-TITLE_COLUMNS: Final = ("title", "name")
-"""Columns of an items file that are read as a title, the first that is there."""
 
 _LONGEST_TITLE: Final = 60
 

@@ -36,6 +36,9 @@ from hiertcn.items.items_file import ItemsFile
 TITLE_COLUMNS: Final = ("title", "name")
 """Columns of an items file that are read as a title, the first that is there."""
 
+ITEM_ATTRIBUTES: Final = "item_attributes"
+"""The name of a release's part; a release may lack it."""
+
 ATTRIBUTES_FILE: Final = "attributes.arrow"
 HEADER_FILE: Final = "header.json"
 

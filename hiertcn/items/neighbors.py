@@ -250,10 +250,8 @@ class NeighborIndex:
             )
         with _pinned(self._threads):
             if among is not None:
-                probes = self._header["probes"]
-                rows, scores = search_among(
-                    checked, found, among, self._table, self._index, probes
-                )
+                lists, probes = self._index, self._header["probes"]
+                rows, scores = search_among(checked, found, among, self._table, lists, probes)
             elif self._vectors is not None:
                 scores, rows = faiss.knn(
                     checked, self._vectors, found, metric=faiss.METRIC_INNER_PRODUCT

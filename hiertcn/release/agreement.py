@@ -34,6 +34,7 @@ from hiertcn.export.tensors import (
 )
 from hiertcn.export.term_gate import TERMS_FILE, TermGate
 from hiertcn.files import read_json
+from hiertcn.items.attributes import ITEM_ATTRIBUTES, ItemAttributes
 from hiertcn.items.feature_encoding import FeatureEncoding
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
@@ -121,6 +122,9 @@ def _settings(parts: Mapping[str, Path], models: Mapping[str, Path]) -> dict[str
         [2, *shape],
     )
     _check_counts(parts, table, int(states["watermark_us"]))
+    if ITEM_ATTRIBUTES in parts:
+        attributes = ItemAttributes.open(parts[ITEM_ATTRIBUTES])
+        _agree("rows of item_attributes", len(attributes), "ids of item_index", len(items))
     if ITEM_ENCODER in models:
         _check_item_encoder(models[ITEM_ENCODER], parts, table)
     return {

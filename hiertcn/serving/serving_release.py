@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hiertcn.errors import InputError, ReleaseError
 from hiertcn.export.term_gate import TERMS_FILE
-from hiertcn.items.attributes import ItemAttributes
+from hiertcn.items.attributes import ITEM_ATTRIBUTES, ItemAttributes
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
@@ -81,7 +81,7 @@ class ServingRelease:
             self.popularity: NDArray[np.float32] = np.load(
                 path / "popularity.npy", allow_pickle=False
             )
-            attributes = path / "item_attributes"
+            attributes = path / ITEM_ATTRIBUTES
             self.attributes = ItemAttributes.open(attributes) if attributes.exists() else None
             self.terms = self._open_terms(path)
             counted = path / "user_states" / LIVE_COUNTS
