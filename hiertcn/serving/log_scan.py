@@ -77,6 +77,32 @@ def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions
     )
 
 
+def entries_of_kind(
+    data: NDArray[np.uint8], kind: int, end: int | None = None
+) -> NDArray[np.int64]:
+    """Where the entries of one kind begin, int64 ``[n]``, ascending.
+
+    Args:
+        data: uint8 ``[bytes]``, the whole segment.
+        kind: their first byte.
+        end: the byte to stop at, between two entries; None reads all.
+
+    Raises:
+        InputError: it is no segment, or an entry does not end where the next begins.
+    """
+    start, end = len(MAGIC), len(data) if end is None else end
+    if data[:start].tobytes() != MAGIC or end > len(data):
+        raise InputError("it is not an event log segment")
+    places = np.empty(0, np.int64)
+    count = _find(data, start, end, kind, places)
+    if count > 0:
+        places = np.empty(count, np.int64)
+        _find(data, start, end, kind, places)
+    if count < 0:
+        raise InputError("the lengths of its entries do not add up")
+    return places
+
+
 def _strings(offsets: NDArray[np.int64], text: NDArray[np.uint8]) -> pa.Array:
     return pa.Array.from_buffers(
         pa.large_string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(text)]
@@ -111,6 +137,24 @@ def _measure(data: Any, start: int, end: int) -> tuple[int, int, int]:
             texts += text
         at = after
     return count, texts, items
+
+
+@compiled
+def _find(data: Any, start: int, end: int, kind: int, places: Any) -> int:
+    """Count the entries of a kind and note as many of their places as fit; -1 for damage."""
+    count = 0
+    at = start
+    while at < end:
+        entry = at + _FRAME
+        after = entry + _number(data, at, 4) if entry < end else end + 1
+        if not entry < after <= end:
+            return -1
+        if data[entry] == kind:
+            if count < len(places):
+                places[count] = at
+            count += 1
+        at = after
+    return count
 
 
 @compiled
