@@ -6,6 +6,8 @@ The toy's models are small ONNX graphs whose result is easy to compute by hand:
 """
 
 import asyncio
+import socket
+import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from hiertcn.export.tensors import GRU_STEP, TCN
+from hiertcn.items.attributes import ItemAttributes
 from hiertcn.items.index import IdIndex
-from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
@@ -91,8 +94,9 @@ class ToyRepository:
         users: int = 8,
         watermark_us: int = WATERMARK_US,
         activate: bool = True,
+        items_file: Path | None = None,
     ) -> ToyRelease:
-        toy = _publish(self.root, number, seed, items, users, watermark_us)
+        toy = _publish(self.root, number, seed, items, users, watermark_us, items_file)
         self.toys[number] = toy
         if activate:
             self.repository.activate(number)
@@ -135,6 +139,62 @@ class RunningSidecar:
 
 
 StartSidecar = Callable[..., RunningSidecar]
+
+
+class RedisServer:
+    """A real server on a free port of this machine, keeping what it is told in its folder."""
+
+    def __init__(self, program: str, folder: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
+        self._command += ["--dir", str(folder), "--save", "", *options]
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"valkey://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "Ready to accept connections" in line:
+                return
+        raise AssertionError(f"the server ended with {self._process.wait()}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+StartRedis = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def start_redis(
+    required_program: Callable[[str], str],
+    required_module: Callable[[str], None],
+    tmp_path: Path,
+) -> Iterator[StartRedis]:
+    """Starts servers with given options; kills what is left."""
+    program = required_program("redis-server")
+    required_module("valkey")
+    running: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        folder = tmp_path / f"redis-{len(running)}"
+        folder.mkdir()
+        running.append(RedisServer(program, folder, *options))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.kill()
 
 
 @pytest.fixture
@@ -200,7 +260,13 @@ def _triton(toys: ToyRepository, folder: Path) -> TritonServer:
 
 
 def _publish(
-    root: Path, number: int, seed: int, items: int, users: int, watermark_us: int
+    root: Path,
+    number: int,
+    seed: int,
+    items: int,
+    users: int,
+    watermark_us: int,
+    items_file: Path | None,
 ) -> ToyRelease:
     rng = np.random.default_rng(seed)
     parts = root.with_name(f"parts-{number}")
@@ -213,7 +279,9 @@ def _publish(
     mixing = rng.normal(size=(DIM, HIDDEN)).astype(np.float32)
     states = rng.normal(size=(users, LAYERS, HIDDEN)).astype(np.float32)
     user_ids = [f"user-{n}" for n in range(users)]
-    IdIndex.build(item_ids, parts / "item_index")
+    index = IdIndex.build(item_ids, parts / "item_index")
+    if items_file is not None:
+        ItemAttributes.write(parts / "item_attributes", index, items_file)
     table = ItemTable.write(parts / "item_table", vectors)
     build_neighbor_index(table, parts / "neighbor_index")
     StateSnapshot.write(

@@ -142,9 +142,7 @@ def test_tls_serves_those_who_trust_its_authority_and_no_one_else(
     shared_toy, shared_triton, start_sidecar, authority, tmp_path
 ):
     own = authority.issue("sidecar")
-    running = start_sidecar(
-        shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key
-    )
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key)
     address = running.sidecar.address
     with RecommenderClient(address, access=Access(tls_ca=authority.path)) as client:
         assert client.recommend("ada", timestamp_us=T0).items
@@ -188,9 +186,7 @@ def test_a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
     shared_toy, shared_triton, start_sidecar, authority, tmp_path
 ):
     own = authority.issue("sidecar")
-    running = start_sidecar(
-        shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key
-    )
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key)
     successor = Authority(tmp_path, "successor")
 
     def answers(trusted: Path) -> bool:
@@ -261,9 +257,10 @@ def test_each_token_may_do_what_its_line_says(with_tokens, access_of):
             writer.delete_user("ada")
     with RecommenderClient(address, access=access_of(ADMIN)) as admin:
         assert admin.delete_user("ada")
-    assert with_tokens.value(
-        "hiertcn_requests_total", method="DeleteUser", code="PERMISSION_DENIED"
-    ) == 2
+    assert (
+        with_tokens.value("hiertcn_requests_total", method="DeleteUser", code="PERMISSION_DENIED")
+        == 2
+    )
 
 
 def test_callers_without_a_known_token_learn_only_the_state_of_health(with_tokens, access_of):

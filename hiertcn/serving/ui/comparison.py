@@ -96,15 +96,15 @@ async def user_view(engine: Engine, user_id: str, *, k: int, now_us: int) -> dic
 
 
 def suggested_users(release: ServingRelease) -> list[str]:
-    """Ids of the release's users who were active last, newest first; others if none was."""
+    """Ids of the release's users who were active last, newest first, and of others after them."""
     snapshot = release.snapshot
-    ends = snapshot.history_offsets[1:]
-    active = np.flatnonzero(ends > snapshot.history_offsets[:-1])
+    starts, ends = snapshot.history_offsets[:-1], snapshot.history_offsets[1:]
+    active = np.flatnonzero(ends > starts)
     last_us = snapshot.history_timestamps_us[ends[active] - 1]
     newest = active[np.argsort(-last_us, kind="stable")[:MOST_SUGGESTED]]
-    if not len(newest):
-        newest = np.arange(min(MOST_SUGGESTED, len(snapshot.users)))
-    return snapshot.users.ids(newest) if len(newest) else []
+    others = np.setdiff1d(np.arange(min(2 * MOST_SUGGESTED, len(ends))), newest)
+    rows = np.concatenate([newest, others])[:MOST_SUGGESTED]
+    return snapshot.users.ids(rows) if len(rows) else []
 
 
 def cut(

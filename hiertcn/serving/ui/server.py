@@ -111,7 +111,12 @@ class WebPage:
         application.router.add_get("/api/user", self._user)
         application.router.add_post("/api/interactions", self._record)
         # No access log: addresses of requests hold user ids.
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=self._options.drain_s,
+        )
         await self._runner.setup()
         tls = server_tls(self._options)
         site = web.TCPSite(
@@ -119,7 +124,6 @@ class WebPage:
             self._options.host,
             self._options.ui_port,
             ssl_context=tls.ssl_context() if tls is not None else None,
-            shutdown_timeout=self._options.drain_s,
         )
         try:
             await site.start()
@@ -206,7 +210,6 @@ class WebPage:
 
     async def _user(self, request: web.Request) -> web.StreamResponse:
         user_id = check.checked_user_id(request.query.get("id", ""), "id")
-        _encodable(user_id, "id")
         k = _whole(request.query.get("k", "20"), "k")
         with self._answering("Recommend"):
             found = await user_view(self._engine, user_id, k=k, now_us=check.wall_clock_us())
