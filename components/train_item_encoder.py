@@ -9,6 +9,7 @@ def train_item_encoder(
     item_dim: int,
     encoder_pooling: str,
     encoder_epochs: int,
+    align_items: bool,
     seed: int,
     checkpoint_store: str,
     repository: str,
@@ -27,6 +28,7 @@ def train_item_encoder(
         item_dim: coordinates of an embedding.
         encoder_pooling: importance, mean, max or graphsage.
         encoder_epochs: at most this many epochs.
+        align_items: rotate the embeddings to lie closest to the serving release's.
         seed: seed of walks, features, weights and batches.
         checkpoint_store: folder for the checkpoint of an unfinished training; empty for none.
         repository: release repository that holds the serving release.
@@ -55,7 +57,9 @@ def train_item_encoder(
         from hiertcn.graph.walks import importance_neighborhoods
         from hiertcn.items.features import FeatureMatrix, FeatureOptions, encode_features
         from hiertcn.items.index import IdIndex
+        from hiertcn.items.table import ItemTable
         from hiertcn.release.repository import ReleaseRepository
+        from hiertcn.training.item_continuity import continue_table
         from hiertcn.training.item_encoder import train_item_encoder as train
         from hiertcn.training.item_encoder_options import ItemEncoderOptions
         from models.graphsage import GraphSAGE, GraphSAGEConfig
@@ -88,15 +92,27 @@ def train_item_encoder(
             )
         )
         with resumable_folder(Path(item_encoder.path), checkpoint_store, running.lineage) as folder:
+            given = matrix if matrix.names else None
+            neighborhoods = importance_neighborhoods(csr, seed=seed)
             summary = train(
                 encoder,
-                matrix if matrix.names else None,
-                importance_neighborhoods(csr, seed=seed),
+                given,
+                neighborhoods,
                 csr,
                 folder,
                 ItemEncoderOptions(epochs=encoder_epochs, seed=seed),
                 parent / "item_encoder" if parent is not None else None,
             )
+            if parent is not None:
+                continue_table(
+                    encoder,
+                    given,
+                    neighborhoods,
+                    ItemTable.open(parent / "item_table"),
+                    folder,
+                    align=align_items,
+                    seed=seed,
+                )
         item_encoder.metadata.update(
             steps=summary.steps, best_epoch=summary.best_epoch, hit_rate=summary.hit_rate or 0.0
         )

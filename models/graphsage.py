@@ -250,6 +250,12 @@ class GraphSAGE(nn.Module):
         out = self.output(torch.relu(self.head(z))) + self.skip(z_0)
         return nn.functional.normalize(out, dim=-1)
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Make every vector ``v`` become ``v @ rotation``; rotation [dim, dim], orthogonal."""
+        for linear in (self.output, self.skip):
+            linear.weight.copy_((rotation.T @ linear.weight.to(rotation)).to(linear.weight))
+
 
 def load_graphsage(directory: Path) -> GraphSAGE:
     """Load an encoder that ``train_item_encoder`` wrote, in inference mode.

@@ -225,6 +225,13 @@ PARAMETERS: Final = (
         help="The item encoder trains at most this long; it stops early.",
     ),
     Parameter(
+        name="align_items",
+        default=False,
+        group=_GRAPH,
+        help="Rotate the new embeddings to lie closest to those that serve (orthogonal "
+        "Procrustes). The report says how far they lie either way.",
+    ),
+    Parameter(
         name="item_table_dtype",
         default="float16",
         group=_GRAPH,

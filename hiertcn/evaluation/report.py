@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from hiertcn.evaluation.data_sections import data_section, graph_section, training_section
+from hiertcn.evaluation.drift_section import drift_section
 from hiertcn.evaluation.gate import GateDecision
 from hiertcn.evaluation.gate_section import gate_section
 from hiertcn.evaluation.report_parts import Section
@@ -50,7 +51,8 @@ def write_report(
         serving: name of the ranker of the serving release, if one was evaluated.
         data_statistics: the ingest's statistics.json (Table 1).
         graph_statistics: the item graph's statistics.json.
-        encoder_curve: the item encoder's curve.json.
+        encoder_curve: the item encoder's curve.json; with its drift where an earlier release
+            serves.
         model_curve: HierTCN's curve.json.
         terms: what `term_section.term_section` made of the model's scoring terms, if it has any.
 
@@ -72,6 +74,8 @@ def write_report(
         sections.append(terms)
     if encoder_curve or model_curve:
         sections.append(training_section(encoder_curve or {}, model_curve or {}))
+    if encoder_curve and encoder_curve.get("drift"):
+        sections.append(drift_section(encoder_curve["drift"]))
     if data_statistics:
         sections.append(data_section(data_statistics))
     if graph_statistics:

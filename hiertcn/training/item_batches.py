@@ -54,6 +54,9 @@ class ItemEncoder(Protocol):
     def finish(self, z: Tensor, z_0: Tensor) -> Tensor:
         """Unit vectors from the last layer."""
 
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn all vectors it gives: [dim, dim], orthogonal."""
+
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Trainable tensors."""
 
@@ -93,13 +96,23 @@ def feature_tensors(
 
 def adjacency(block: Block) -> Tensor:
     """Return a block as a sparse CSR tensor, float32 [targets, sources]."""
+    return sparse_rows(block.indptr, block.neighbors, block.weights, block.sources)
+
+
+def sparse_rows(
+    indptr: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    width: int,
+) -> Tensor:
+    """Return a sparse CSR tensor, float32 [len(indptr) - 1, width]."""
     with warnings.catch_warnings():
         # Sparse CSR is announced as beta at every process's first use.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         return torch.sparse_csr_tensor(
-            torch.from_numpy(block.indptr),
-            torch.from_numpy(block.neighbors),
-            torch.from_numpy(block.weights),
-            (block.targets, block.sources),
+            torch.from_numpy(indptr),
+            torch.from_numpy(columns),
+            torch.from_numpy(weights),
+            (len(indptr) - 1, width),
             check_invariants=False,
         )

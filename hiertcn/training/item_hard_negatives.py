@@ -149,9 +149,15 @@ def _rank_visits(
                 or np.random.random() < _RESTART
             ):
                 here, walked = query, 0
-            first, last = indptr[here], indptr[here + 1]
-            place_in = first + np.searchsorted(cumulative[first:last], np.random.random())
-            here = np.int64(indices[min(place_in, last - 1)])
+            choice = np.random.random()
+            first, last = indptr[here], indptr[here + 1] - 1
+            while first < last:
+                middle = (first + last) >> 1
+                if cumulative[middle] <= choice:
+                    first = middle + 1
+                else:
+                    last = middle
+            here = np.int64(indices[first])
             walked += 1
             near = here == query
             for k in range(begin, end):
@@ -160,22 +166,18 @@ def _rank_visits(
                 visited[count] = here
                 count += 1
         visits = np.sort(visited[:count])
-        starts = np.empty(count, np.int64)
-        runs = 0
-        for k in range(count):
-            if k == 0 or visits[k] != visits[k - 1]:
-                starts[runs] = k
-                runs += 1
-        lengths = np.empty(runs, np.int64)
-        for run in range(runs):
-            stop = starts[run + 1] if run + 1 < runs else count
-            lengths[run] = stop - starts[run]
         # By falling visits, then rising row.
-        order = np.argsort(-lengths, kind="mergesort")
+        keys = np.empty(count, np.int64)
+        runs, start = 0, 0
+        for k in range(1, count + 1):
+            if k == count or visits[k] != visits[start]:
+                keys[runs] = (steps - (k - start)) * items + visits[start]
+                runs, start = runs + 1, k
+        ranked = np.sort(keys[:runs])
         stop = min(high, runs)
         for k in range(found.shape[1]):
             if low < stop:
-                found[place, k] = visits[starts[order[low + np.random.randint(stop - low)]]]
+                found[place, k] = ranked[low + np.random.randint(stop - low)] % items
                 continue
             while True:
                 drawn = np.random.randint(items)

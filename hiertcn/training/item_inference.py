@@ -25,9 +25,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
+from hiertcn.graph.blocks import BlockBuilder
 from hiertcn.graph.walks import NO_ITEM, Neighborhoods
 from hiertcn.training.distributed import Ranks
-from hiertcn.training.item_batches import ItemEncoder, ItemFeatures, feature_tensors, sparse_rows
+from hiertcn.training.item_batches import (
+    ItemEncoder,
+    ItemFeatures,
+    adjacency,
+    feature_tensors,
+    sparse_rows,
+)
 
 _DEFAULT_BATCH: Final = 8192
 _VECTORS: Final = "vectors.npy"
@@ -71,11 +78,8 @@ def embed_items(
     items, hidden = len(neighborhoods), encoder.config.hidden
     encoder.eval()
     parts = [slice(at, min(at + batch, items)) for at in range(0, items, batch)]
-    own = parts[
-        len(parts) * ranks.rank // ranks.world_size : len(parts)
-        * (ranks.rank + 1)
-        // ranks.world_size
-    ]
+    first, end = (len(parts) * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
+    own = parts[first:end]
     bar = tqdm(
         total=sum(part.stop - part.start for part in own) * (encoder.layers + 1),
         desc="embed items",
@@ -103,9 +107,9 @@ def embed_items(
             messages = arrays.exchange("messages", messages)
             sources = torch.from_numpy(messages)
             for part in own:
-                adjacency = sparse_rows(*_edges(neighborhoods, part), items)
+                edges = sparse_rows(*_edges(neighborhoods, part), items)
                 following[part] = encoder.update_targets(
-                    layer, torch.from_numpy(here[part]), sources, adjacency
+                    layer, torch.from_numpy(here[part]), sources, edges
                 ).numpy()
                 bar.update(part.stop - part.start)
             # Nobody may write the next layer's messages while another still reads these.
@@ -124,6 +128,39 @@ def embed_items(
             (scratch / _VECTORS).replace(output)
     mapped: NDArray[np.float32] = np.load(output, mmap_mode="r", allow_pickle=False)
     return mapped
+
+
+@torch.no_grad()
+def embed_some(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    rows: NDArray[np.int64],
+    batch: int = 512,
+) -> NDArray[np.float32]:
+    """Return the vectors of a few items, float32 [rows, dim], computed in minibatches.
+
+    Costs up to ``top ** layers`` inputs an item, so :func:`embed_items` is the cheaper way to more
+    than a fraction of the items.
+
+    Args:
+        encoder: trained encoder; left in inference mode.
+        features: of all items, or None if they have none.
+        neighborhoods: of all items.
+        rows: distinct item rows, int64.
+        batch: items computed at a time.
+    """
+    encoder.eval()
+    builder = BlockBuilder(neighborhoods)
+    vectors = np.empty((len(rows), encoder.config.dim), np.float32)
+    for start in range(0, len(rows), batch):
+        targets = rows[start : start + batch]
+        sources, blocks = builder.build(targets, encoder.layers)
+        given, present = feature_tensors(features, sources)
+        vectors[start : start + batch] = encoder(
+            torch.from_numpy(sources), given, present, [adjacency(block) for block in blocks]
+        ).numpy()
+    return vectors
 
 
 class _Arrays:

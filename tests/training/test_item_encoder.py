@@ -118,6 +118,55 @@ def test_layer_wise_inference_equals_minibatch_inference(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "graphsage"])
+def test_layer_wise_inference_equals_minibatch_inference_for_every_pooling(pooling):
+    csr = communities(groups=3)
+    encoder = make_encoder(csr, pooling=pooling).eval()
+    neighborhoods = importance_neighborhoods(csr, top=5, progress=False)
+    rows, blocks = BlockBuilder(neighborhoods).build(np.arange(36), 2)
+    given, present = feature_tensors(None, rows)
+    with torch.no_grad():
+        expected = encoder(
+            torch.from_numpy(rows), given, present, [adjacency(block) for block in blocks]
+        )
+    found = embed_items(encoder, None, neighborhoods, batch=10)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_an_item_that_left_the_log_keeps_its_row(tmp_path):
+    csr = communities(groups=5)
+    earlier, neighborhoods, _ = train(csr, tmp_path / "a")
+    before = embed_items(earlier, None, neighborhoods)
+    # Item 7 has not been seen for longer than the graph's window.
+    sources = np.repeat(np.arange(60), csr.degrees)
+    stays = (sources != 7) & (csr.indices != 7)
+    later = CSR(
+        np.searchsorted(sources[stays], np.arange(61)).astype(np.int64),
+        csr.indices[stays],
+        csr.weights[stays],
+    )
+    options = replace(OPTIONS, epochs=1, max_steps=1, lr=1e-12)
+    encoder, walked, _ = train(later, tmp_path / "b", options=options, warm_start=tmp_path / "a")
+    after = embed_items(encoder, None, walked)
+    assert after.shape == before.shape and np.isfinite(after).all()
+    assert np.linalg.norm(after[7]) == pytest.approx(1)
+    # All it has left is its learned vector, which keeps it near where it was.
+    closest = np.argmax(after[7] @ before.T)
+    assert closest // 12 == 7 // 12
+
+
+def test_features_that_are_not_finite_are_refused_before_they_spread():
+    csr, features = communities(), noisy_features(72)
+    neighborhoods = importance_neighborhoods(csr, top=5, progress=False)
+    encoder = make_encoder(csr, features)
+    absent, row = int((~features.present).argmax()), int(features.present.argmax())
+    features.values[absent] = np.nan
+    assert np.isfinite(embed_items(encoder, features, neighborhoods)).all()
+    features.values[row, 0] = np.inf
+    with pytest.raises(InputError, match=f"item row {row} are not all finite"):
+        embed_items(encoder, features, neighborhoods)
+
+
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
     csr, features = communities(), noisy_features(72)
     whole, _, _ = train(csr, tmp_path / "whole", features)
