@@ -14,7 +14,8 @@ parameters; whether they are trained is hiertcn/training/item_vectors.py's.
 Time gaps enter as ``log(1 + seconds) / 10``: to the GRU the pause before the session it folds, to
 the TCN the same pause at the start token and the time since the item before at each item.
 
-Not here: batch normalisation of the GRU; event types, which the session store does not carry.
+The type of each item's event enters as a learned vector beside the item, to the TCN alone: a
+session's mean says nothing of types.
 """
 
 import math
@@ -34,9 +35,11 @@ from models.gru import GRUCell, StackedGRU
 from models.hiertcn_config import HierTCNConfig as HierTCNConfig
 from models.scoring_terms import ScoringTerms
 from models.session_layouts import LayoutName, make_layout
-from models.tcn import TCN, CausalConv, StepNorm, TCNBlock
+from models.step_norm import StepNorm
+from models.tcn import TCN, CausalConv, TCNBlock
 
 _NORM_STEPS: Final = 32
+_EVENT_TYPE_DIM: Final = 8
 
 
 class HierTCN(nn.Module):
@@ -63,8 +66,15 @@ class HierTCN(nn.Module):
         self.gru = StackedGRU(
             aggregate_dim + gaps, config.hidden, config.gru_layers, config.dropout
         )
+        self.gru_norm: StepNorm | None = None
+        if config.batch_norm:
+            self.gru_norm = StepNorm(3 * config.hidden, _NORM_STEPS)
+        self.event_vectors: nn.Embedding | None = None
+        if config.event_types:
+            self.event_vectors = nn.Embedding(1 + len(config.event_types), _EVENT_TYPE_DIM)
+        types = _EVENT_TYPE_DIM if config.event_types else 0
         self.tcn = TCN(
-            config.item_dim + config.hidden + gaps,
+            config.item_dim + config.hidden + gaps + types,
             config.filters,
             config.kernel,
             [2**block for block in range(config.tcn_blocks)],
@@ -91,7 +101,7 @@ class HierTCN(nn.Module):
         online_retail the validation MRR after 200 steps is .059 instead of .083.
         """
         for part in self.modules():
-            if isinstance(part, GRUCell | CausalConv | StepNorm | nn.Linear):
+            if isinstance(part, GRUCell | CausalConv | StepNorm | nn.Linear | nn.Embedding):
                 part.reset_parameters()
         if self.terms is not None:
             self.terms.reset_parameters()
@@ -123,7 +133,12 @@ class HierTCN(nn.Module):
     @property
     def reads_context(self) -> bool:
         """Whether :meth:`encode` and :meth:`fold_items` need the context of what they read."""
-        return self.config.time_gaps or self.config.batch_norm
+        return self.config.time_gaps or self.config.batch_norm or bool(self.config.event_types)
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """The types that a context's codes count from 1; see ``HierTCNConfig.event_types``."""
+        return self.config.event_types
 
     def gru_step(self, state: Tensor, session_mean: Tensor) -> Tensor:
         """Fold one closed session into the user state (Eq. 10), of the mean aggregate alone.
@@ -136,12 +151,14 @@ class HierTCN(nn.Module):
             ``[batch, gru_layers, hidden]``, after the session.
 
         Raises:
-            InputError: the configured aggregate is no mean, or needs time gaps.
+            InputError: the configured aggregate is no mean, or more than it is read.
         """
-        if self.config.aggregate != "mean" or self.config.time_gaps:
+        config = self.config
+        if config.aggregate != "mean" or config.time_gaps or config.batch_norm:
             raise InputError(
-                f"a HierTCN with aggregate {self.config.aggregate!r} and time_gaps "
-                f"{self.config.time_gaps} does not fold a mean; expected 'mean' and False"
+                f"a HierTCN with aggregate {config.aggregate!r}, time_gaps {config.time_gaps} and "
+                f"batch_norm {config.batch_norm} does not fold a mean; expected 'mean', False and "
+                "False"
             )
         after: Tensor = self.gru(state, session_mean)
         return after
@@ -168,10 +185,9 @@ class HierTCN(nn.Module):
                 torch.arange(len(lengths), device=lengths.device), lengths
             )
             aggregate = self._mean(items, owner, lengths)
-        after: Tensor = self.gru(
-            state, self._with_gaps(aggregate, None if context is None else context.session_gaps_us)
-        )
-        return after
+        gaps = None if context is None else context.session_gaps_us
+        steps = None if context is None else context.steps
+        return self._step(state, self._with_gaps(aggregate, gaps), steps)
 
     def encode(
         self,
@@ -213,8 +229,13 @@ class HierTCN(nn.Module):
         items = batch.items.index_select(0, batch.inputs)
         context = None
         if self.reads_context:
-            gaps = batch.gaps_us.index_select(0, batch.inputs)
-            context = SessionContext(gaps, batch.session_gaps_us, batch.skipped)
+            context = SessionContext(
+                batch.gaps_us.index_select(0, batch.inputs),
+                batch.session_gaps_us,
+                batch.skipped,
+                batch.steps,
+                batch.event_types.index_select(0, batch.inputs),
+            )
         u = self.encode(items, batch.lengths - 1, before, context)
         return u.index_select(0, batch.targets), state
 
@@ -224,8 +245,9 @@ class HierTCN(nn.Module):
         """Return the TCN's output at every position, ``[n + sessions, filters]``."""
         if self.reads_context and context is None:
             raise InputError(
-                f"HierTCNConfig.time_gaps is {self.config.time_gaps} and batch_norm "
-                f"{self.config.batch_norm}; expected the sessions' context beside their items"
+                f"HierTCNConfig.time_gaps is {self.config.time_gaps}, batch_norm "
+                f"{self.config.batch_norm} and event_types {self.config.event_types}; expected the "
+                "sessions' context beside their items"
             )
         skipped = None if context is None else context.skipped
         layout = make_layout(self.layout, lengths + 1, skipped)
@@ -241,6 +263,9 @@ class HierTCN(nn.Module):
             pauses = context.session_gaps_us.index_select(0, layout.session)
             gaps = torch.cat([context.gaps_us.new_zeros(1), context.gaps_us]).index_select(0, place)
             channels.append(_gap_feature(torch.where(is_item, gaps, pauses)))
+        if context is not None and self.event_vectors is not None:
+            types = torch.cat([context.event_types.new_zeros(1), context.event_types])
+            channels.append(self.event_vectors(types.index_select(0, place * is_item)))
         hidden: Tensor = self.tcn(torch.cat(channels, dim=1), layout)
         return hidden
 
@@ -269,6 +294,27 @@ class HierTCN(nn.Module):
             raise InputError("HierTCNConfig.time_gaps is True; expected the sessions' context")
         return torch.cat([aggregate, _gap_feature(session_gaps_us)], dim=1)
 
+    def _project(
+        self, aggregate: Tensor, steps: Tensor | None, counts: Tensor | None = None
+    ) -> Tensor:
+        """Return what the GRU's first layer makes of its input, ``[sessions, 3 * hidden]``."""
+        projected = self.gru.project(aggregate)
+        if self.gru_norm is None:
+            return projected
+        if steps is None:
+            raise InputError("HierTCNConfig.batch_norm is True; expected the sessions' context")
+        normed: Tensor = self.gru_norm(projected, steps, counts)
+        return normed
+
+    def _step(
+        self,
+        state: Tensor,
+        aggregate: Tensor,
+        steps: Tensor | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        return self.gru.step_from_projection(state, self._project(aggregate, steps, counts))
+
     def _fold_sessions(self, batch: LaneBatch, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the top-layer state before each piece ``[pieces, hidden]``, and the new state."""
         if self.config.aggregate == "weighted":
@@ -276,7 +322,9 @@ class HierTCN(nn.Module):
             aggregate = self._mean(members, batch.member_owner, batch.lengths)
         else:
             aggregate = self.input_dropout(batch.session_means)
-        projected = self.gru.project(self._with_gaps(aggregate, batch.session_gaps_us))
+        projected = self._project(
+            self._with_gaps(aggregate, batch.session_gaps_us), batch.steps, batch.closes
+        )
         before = []
         for low, high in pairwise(batch.slot_offsets):
             current = self._current(batch, state, low, high)
@@ -299,12 +347,17 @@ class HierTCN(nn.Module):
             current = self._current(batch, state, low, high)
             held = slice(rows[low], rows[high])
             context = SessionContext(
-                batch.gaps_us[held], batch.session_gaps_us[low:high], batch.skipped[low:high]
+                batch.gaps_us[held],
+                batch.session_gaps_us[low:high],
+                batch.skipped[low:high],
+                batch.steps[low:high],
+                batch.event_types[held],
             )
             hidden = self._hidden(batch.items[held], lengths, current[:, -1], context)
             last = (lengths + 1).cumsum(0) - 1
             aggregate = self._with_gaps(hidden.index_select(0, last), context.session_gaps_us)
-            state = self._advance(batch, state, current, self.gru(current, aggregate), low, high)
+            after = self._step(current, aggregate, context.steps, batch.closes[low:high])
+            state = self._advance(batch, state, current, after, low, high)
             # A piece's last output predicts what only a later piece asks for.
             is_asked = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
             is_asked[last] = False

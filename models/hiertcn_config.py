@@ -11,6 +11,8 @@ CONNECTIONS: Final = ("full", "init")
 Aggregate = Literal["mean", "last", "weighted"]
 AGGREGATES: Final = ("mean", "last", "weighted")
 
+_NAMES: Final = ("event_types", "terms")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HierTCNConfig:
@@ -30,8 +32,12 @@ class HierTCNConfig:
             alone), section 3.4.2.
         aggregate: what the GRU reads of a session: mean (of its items), weighted (a mean with the
             softmax of a learned linear score as weights) or last (the TCN's last hidden vector).
-        batch_norm: normalise after each convolution, with statistics per time step (section 3.5.3).
+        batch_norm: normalise after each convolution and what the GRU's first layer makes of its
+            input, with statistics per time step: positions of a session, and sessions of a user
+            (section 3.5.3). Between a layer's steps nothing is normalised.
         time_gaps: read the times between sessions and between interactions.
+        event_types: those the TCN reads of each item of the running session; the training store's
+            (``StoreMeta.event_types``) or none. Others count as no type.
         terms: the memory and freshness features that are scored beside the dot product
             (models/scoring_terms.py).
 
@@ -51,6 +57,7 @@ class HierTCNConfig:
     aggregate: Aggregate = "mean"
     batch_norm: bool = False
     time_gaps: bool = False
+    event_types: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,7 +95,8 @@ class HierTCNConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return {**asdict(self), "terms": list(self.terms)}
+        names = {name: list(getattr(self, name)) for name in _NAMES}
+        return {**asdict(self), **names}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HierTCNConfig":
@@ -98,7 +106,7 @@ class HierTCNConfig:
             InputError: a field is unknown, missing or out of range.
         """
         try:
-            return cls(**{**values, "terms": tuple(values.get("terms", ()))})
+            return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _NAMES}})
         except TypeError as error:
             raise InputError(
                 f"the model configuration does not describe a HierTCN ({error}); expected the "

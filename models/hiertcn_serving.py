@@ -102,6 +102,7 @@ def _require_servable(config: HierTCNConfig) -> None:
         ("aggregate", "mean"),
         ("batch_norm", False),
         ("time_gaps", False),
+        ("event_types", ()),
     ):
         if getattr(config, name) != served:
             raise InputError(

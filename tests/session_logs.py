@@ -30,6 +30,8 @@ def write_events(directory: Path, rows: Sequence[dict[str, Any]]) -> Path:
         ("item_id", pa.string()),
         ("timestamp", pa.timestamp("us", "UTC")),
     ]
+    if rows and "event_type" in rows[0]:
+        fields.append(("event_type", pa.string()))
     if rows and "impressions" in rows[0]:
         fields.append(("impressions", pa.list_(pa.string())))
     for day, of_day in days.items():
@@ -41,12 +43,15 @@ def write_events(directory: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def write_store(
-    directory: Path, users: Sequence[Sequence[Sequence[int]]], items: int
+    directory: Path,
+    users: Sequence[Sequence[Sequence[int]]],
+    items: int,
+    event_types: Sequence[str | None] = (),
 ) -> SessionStore:
     """Cut a store whose user ``u`` has the sessions ``users[u]``, each a list of item rows.
 
     Sessions of a user are a day apart, their items a minute; users start a second apart, so that
-    all session starts differ.
+    all session starts differ. Given ``event_types``, the interactions take them in turn.
     """
     rows = [
         {
@@ -58,6 +63,9 @@ def write_store(
         for session, session_items in enumerate(sessions)
         for place, item in enumerate(session_items)
     ]
+    if event_types:
+        for number, row in enumerate(rows):
+            row["event_type"] = event_types[number % len(event_types)]
     index = IdIndex.build([f"i{item}" for item in range(items)], directory / "index")
     build_sessions(write_events(directory / "events", rows), index, directory / "store")
     return SessionStore.open(directory / "store")

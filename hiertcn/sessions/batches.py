@@ -23,7 +23,7 @@ GIL.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class SessionBatch:
         session_gaps_us: ``[pieces]`` int64, time from the end of the user's session before to the
             start of this one; -1 for a user's first.
         skipped: ``[pieces]`` int64, items of the session before the piece's first row.
+        steps: ``[pieces]`` int64, sessions of the user before the piece's.
+        event_types: ``[n]`` int64, see ``SessionStore.event_types``; 0 where the store has none.
         is_target: ``[n]`` bool, false for context.
         targets: ``[targets]`` int64, where ``is_target`` is true.
         inputs: ``[n - pieces]`` int64, all rows but each piece's last.
@@ -77,6 +79,8 @@ class SessionBatch:
     gaps_us: NDArray[np.int64]
     session_gaps_us: NDArray[np.int64]
     skipped: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    event_types: NDArray[np.int64]
     is_target: NDArray[np.bool_]
     targets: NDArray[np.int64]
     inputs: NDArray[np.int64]
@@ -187,6 +191,7 @@ class SessionBatches:
 
     def _batch(self, plan: LanePlan, step: int) -> SessionBatch:
         pieces, store = self._pieces, self.store
+        types = store.event_types if store.event_types is not None else _NO_TYPES
         first_place = step * self.sessions_per_step
         offsets = plan.place_offsets[first_place : first_place + self.sessions_per_step + 1]
         if len(offsets) == 0:
@@ -204,9 +209,14 @@ class SessionBatches:
                 store.session_offsets,
                 store.item_rows,
                 store.timestamps_us,
+                store.user_offsets,
+                types,
                 self.context,
             ),
         )
+
+
+_NO_TYPES: Final = np.empty(0, np.uint8)
 
 
 @compiled
@@ -219,6 +229,8 @@ def _build(
     session_offsets: Any,
     all_rows: Any,
     all_times: Any,
+    user_offsets: Any,
+    all_types: Any,
     context: int,
 ) -> Any:
     """Return the fields of a :class:`SessionBatch` from ``session`` on."""
@@ -229,6 +241,7 @@ def _build(
     lengths = np.empty(pieces, np.int64)
     session_gaps = np.empty(pieces, np.int64)
     skipped = np.empty(pieces, np.int64)
+    steps = np.empty(pieces, np.int64)
     rows = extra = targets = members = closing = 0
     for k in range(pieces):
         piece = chosen[k]
@@ -239,6 +252,8 @@ def _build(
         begin = max(start_of[piece] - context, first)
         lengths[k] = stop_of[piece] - begin
         skipped[k] = begin - first
+        user = np.searchsorted(user_offsets, session[k], side="right") - 1
+        steps[k] = session[k] - user_offsets[user]
         rows += lengths[k]
         targets += stop_of[piece] - start_of[piece]
         if closes[k]:
@@ -257,6 +272,7 @@ def _build(
     interactions = np.empty(rows, np.int64)
     timestamps = np.empty(rows, np.int64)
     gaps = np.empty(rows, np.int64)
+    types = np.zeros(rows, np.int64)
     is_target = np.empty(rows, np.bool_)
     target_places = np.empty(targets, np.int64)
     inputs = np.empty(rows - pieces, np.int64)
@@ -288,6 +304,8 @@ def _build(
             interactions[at] = i
             timestamps[at] = all_times[i]
             gaps[at] = all_times[i] - all_times[i - 1] if i > first else 0
+            if len(all_types):
+                types[at] = all_types[i]
             is_target[at] = i >= start
             if i >= start:
                 target_places[target] = at
@@ -306,6 +324,8 @@ def _build(
         gaps,
         session_gaps,
         skipped,
+        steps,
+        types,
         is_target,
         target_places,
         inputs,

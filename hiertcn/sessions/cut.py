@@ -26,11 +26,12 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
-from hiertcn.events.columns import IMPRESSIONS, ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.events.columns import EVENT_TYPE, IMPRESSIONS, ITEM_ID, TIMESTAMP, USER_ID
 from hiertcn.files import whole_directory, write_json
 from hiertcn.items.index import IdIndex
 from hiertcn.sessions.columns import ColumnWriter
 from hiertcn.sessions.store import (
+    EVENT_TYPES,
     HEADER_FILE,
     IMPRESSION_OFFSETS,
     IMPRESSION_ROWS,
@@ -43,6 +44,7 @@ from hiertcn.sessions.store import (
 )
 
 _BATCH_ROWS = 200_000
+_MOST_EVENT_TYPES = 255
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +102,13 @@ def build_sessions(
         whole_directory(output) as aside,
     ):
         log = _SortedLog(database, events)
-        cutter = _Cutter(aside, items, gap_us=round(gap_s * 1e6), has_impressions=log.impressions)
+        cutter = _Cutter(
+            aside,
+            items,
+            gap_us=round(gap_s * 1e6),
+            has_impressions=log.impressions,
+            event_types=log.event_types,
+        )
         with tqdm(total=log.rows, desc="sessions", unit=" events", mininterval=2) as progress:
             for batch in log.batches():
                 cutter.add(batch)
@@ -151,9 +159,11 @@ class _SortedLog:
                 "columns that ingest writes"
             )
         self.impressions = IMPRESSIONS in names
+        self.event_types = self._event_types() if EVENT_TYPE in names else ()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         shown = f", {IMPRESSIONS}" if self.impressions else ""
+        shown += f", {EVENT_TYPE}" if self.event_types else ""
         ordered = self._database.sql(
             f"SELECT {USER_ID}, {ITEM_ID}, epoch_us({TIMESTAMP}) AS {TIMESTAMP}{shown} "
             f"FROM {self._source} ORDER BY {USER_ID}, {TIMESTAMP}, filename, file_row_number",
@@ -161,12 +171,33 @@ class _SortedLog:
         )
         yield from ordered.to_arrow_reader(_BATCH_ROWS)
 
+    def _event_types(self) -> tuple[str, ...]:
+        """Return the types, the most frequent first; what a byte cannot number counts as none."""
+        found = self._database.execute(
+            f"SELECT {EVENT_TYPE} FROM {self._source} WHERE {EVENT_TYPE} IS NOT NULL "
+            f"GROUP BY {EVENT_TYPE} ORDER BY count(*) DESC, {EVENT_TYPE}",
+            self._parameters,
+        ).fetchall()
+        if len(found) > _MOST_EVENT_TYPES:
+            _log.warning(
+                "the log has %d event types; the %d most frequent are kept apart",
+                len(found),
+                _MOST_EVENT_TYPES,
+            )
+        return tuple(name for (name,) in found[:_MOST_EVENT_TYPES])
+
 
 class _Cutter:
     """Appends sorted batches to the store's columns, carrying the last user and time over."""
 
     def __init__(
-        self, directory: Path, items: IdIndex, *, gap_us: int, has_impressions: bool
+        self,
+        directory: Path,
+        items: IdIndex,
+        *,
+        gap_us: int,
+        has_impressions: bool,
+        event_types: tuple[str, ...],
     ) -> None:
         self._directory, self._items, self._gap_us = directory, items, gap_us
         self._item_rows = ColumnWriter(directory, ITEM_ROWS, np.int32)
@@ -179,6 +210,10 @@ class _Cutter:
                 ColumnWriter(directory, IMPRESSION_ROWS, np.int32),
                 ColumnWriter(directory, IMPRESSION_OFFSETS, np.int64),
             )
+        self._event_types = event_types
+        self._event_type_codes: ColumnWriter | None = None
+        if event_types:
+            self._event_type_codes = ColumnWriter(directory, EVENT_TYPES, np.uint8)
         self._user_ids: list[pa.Array] = []
         self._last_user: str | None = None
         self._last_us = 0
@@ -211,6 +246,11 @@ class _Cutter:
         self._session_offsets.append(before + np.flatnonzero(starts_session))
         self._user_ids.append(users.filter(pa.array(starts_user)))
         self._add_impressions(batch)
+        if self._event_type_codes is not None:
+            codes = pc.index_in(batch.column(EVENT_TYPE), pa.array(self._event_types))
+            self._event_type_codes.append(
+                pc.fill_null(pc.add(codes, 1), 0).to_numpy(zero_copy_only=False)
+            )
         self._item_rows.append(rows)
         self._timestamps_us.append(times)
         self._last_user, self._last_us = users[-1].as_py(), int(times[-1])
@@ -232,6 +272,7 @@ class _Cutter:
             self._session_offsets,
             self._user_offsets,
             *(self._impressions or ()),
+            *((self._event_type_codes,) if self._event_type_codes is not None else ()),
         ):
             column.close()
         if users:
@@ -244,6 +285,7 @@ class _Cutter:
             impressions=impressions,
             gap_us=self._gap_us,
             watermark_us=self._watermark_us,
+            event_types=self._event_types,
         )
         write_json(self._directory / HEADER_FILE, meta.to_dict())
         return SessionSummary(

@@ -9,12 +9,15 @@ A store is a folder:
     user_offsets.npy        int64 [users + 1], first session of each user, then the count
     impression_rows.npy     int32 [impressions], only if the log has impressions
     impression_offsets.npy  int64 [interactions + 1], first impression of each interaction
+    event_types.npy         uint8 [interactions], only if the log has event types: 0 for none, else
+                            1 + the place of its type among the header's
     users/                  IdIndex: user ``u`` of the columns is row ``u``
 
-12 bytes an interaction, 8 a session, 8 and the id a user; 4 an impression. Opening maps the files
-and costs the same at any size; processes share the pages. Embeddings are never stored: readers
-gather them from the item table. Every session has at least one interaction, every user at least one
-session. ``hiertcn/sessions/cut.py`` writes stores; this module only reads them.
+12 bytes an interaction (13 with event types), 8 a session, 8 and the id a user; 4 an impression.
+Opening maps the files and costs the same at any size; processes share the pages. Embeddings are
+never stored: readers gather them from the item table. Every session has at least one interaction,
+every user at least one session. ``hiertcn/sessions/cut.py`` writes stores; this module only reads
+them.
 """
 
 from collections.abc import Iterator
@@ -38,6 +41,7 @@ SESSION_OFFSETS: Final = "session_offsets"
 USER_OFFSETS: Final = "user_offsets"
 IMPRESSION_ROWS: Final = "impression_rows"
 IMPRESSION_OFFSETS: Final = "impression_offsets"
+EVENT_TYPES: Final = "event_types"
 
 _FORMAT: Final = 1
 _DTYPES: Final = {
@@ -47,6 +51,7 @@ _DTYPES: Final = {
     USER_OFFSETS: np.int64,
     IMPRESSION_ROWS: np.int32,
     IMPRESSION_OFFSETS: np.int64,
+    EVENT_TYPES: np.uint8,
 }
 
 
@@ -56,7 +61,8 @@ class StoreMeta:
 
     ``items`` is the length of the item index it was cut with: all item rows lie below it.
     ``gap_us`` is the pause in microseconds beyond which a session ends; ``watermark_us`` is the
-    time of the last interaction. ``impressions`` is None where the log has none.
+    time of the last interaction. ``impressions`` is None where the log has none; ``event_types``,
+    the most frequent first, is empty where it has none.
     """
 
     users: int
@@ -66,10 +72,11 @@ class StoreMeta:
     impressions: int | None
     gap_us: int
     watermark_us: int
+    event_types: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the header's JSON fields."""
-        return {"format": _FORMAT, **asdict(self)}
+        return {"format": _FORMAT, **asdict(self), "event_types": list(self.event_types)}
 
 
 class SessionStore:
@@ -81,6 +88,7 @@ class SessionStore:
     user_offsets: NDArray[np.int64]
     impression_rows: NDArray[np.int32] | None
     impression_offsets: NDArray[np.int64] | None
+    event_types: NDArray[np.uint8] | None
 
     def __init__(self, directory: Path, meta: StoreMeta, columns: dict[str, NDArray[Any]]) -> None:
         """Use :meth:`open`; this only holds the mapped parts."""
@@ -92,6 +100,7 @@ class SessionStore:
         self.user_offsets = columns[USER_OFFSETS]
         self.impression_rows = columns.get(IMPRESSION_ROWS)
         self.impression_offsets = columns.get(IMPRESSION_OFFSETS)
+        self.event_types = columns.get(EVENT_TYPES)
 
     @classmethod
     def open(cls, directory: Path) -> "SessionStore":
@@ -105,6 +114,8 @@ class SessionStore:
         names = [ITEM_ROWS, TIMESTAMPS_US, SESSION_OFFSETS, USER_OFFSETS]
         if meta.impressions is not None:
             names += [IMPRESSION_ROWS, IMPRESSION_OFFSETS]
+        if meta.event_types:
+            names.append(EVENT_TYPES)
         columns = {name: _map_column(directory, name) for name in names}
         expected = {
             ITEM_ROWS: meta.interactions,
@@ -113,6 +124,7 @@ class SessionStore:
             USER_OFFSETS: meta.users + 1,
             IMPRESSION_ROWS: meta.impressions,
             IMPRESSION_OFFSETS: meta.interactions + 1,
+            EVENT_TYPES: meta.interactions,
         }
         for name, column in columns.items():
             if column.shape != (expected[name],):
@@ -195,7 +207,7 @@ def _read_meta(directory: Path) -> StoreMeta:
             "rebuild it with this version"
         )
     try:
-        return StoreMeta(**header)
+        return StoreMeta(**{**header, "event_types": tuple(header.get("event_types", ()))})
     except TypeError as error:
         raise InputError(
             f"{directory / HEADER_FILE} is incomplete ({error}); rebuild the session store"

@@ -60,7 +60,12 @@ from hiertcn.training.lanes import LaneBatch, to_tensors
 from hiertcn.training.objective import Objective
 from hiertcn.training.optimizers import DENSE_ITEMS, Optimizers
 from hiertcn.training.options import TrainOptions
-from hiertcn.training.preconditions import check_table, choose_device, model_config
+from hiertcn.training.preconditions import (
+    check_event_types,
+    check_table,
+    choose_device,
+    model_config,
+)
 from hiertcn.training.prefetch import prefetched
 from hiertcn.training.progress import Progress, TrainSummary
 from hiertcn.training.resuming import load_run, run_identity, step_seed
@@ -130,6 +135,7 @@ class _Run:
         options: TrainOptions,
     ) -> None:
         check_table(table, store, model)
+        check_event_types(store, model)
         self.module, self.model = model, cast(SessionModel, model)
         self.table, self.options, self.output = table, options, output
         self.device = choose_device(options.device)

@@ -41,6 +41,8 @@ class LaneBatch:
         session_gaps_us: ``[pieces]`` int64, time from the user's session before to this one; -1 for
             a user's first.
         skipped: ``[pieces]`` int64, items of the session before the piece's first row.
+        steps: ``[pieces]`` int64, sessions of the user before the piece's.
+        event_types: ``[n]`` int64, see ``SessionStore.event_types``.
         all_items: ``[n + extra, item_dim]`` float32, ``items`` and what only a session's aggregate
             needs: the earlier items of cut sessions.
         member_rows: ``[members]`` int64, rows of ``all_items`` of all items of the sessions that
@@ -64,6 +66,8 @@ class LaneBatch:
     gaps_us: Tensor
     session_gaps_us: Tensor
     skipped: Tensor
+    steps: Tensor
+    event_types: Tensor
     all_items: Tensor
     member_rows: Tensor
     member_owner: Tensor
@@ -102,6 +106,8 @@ def to_tensors(
         gaps_us=tensor(batch.gaps_us),
         session_gaps_us=tensor(batch.session_gaps_us),
         skipped=tensor(batch.skipped),
+        steps=tensor(batch.steps),
+        event_types=tensor(batch.event_types),
         all_items=vectors,
         member_rows=tensor(batch.member_rows),
         member_owner=tensor(batch.member_owner),

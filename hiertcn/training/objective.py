@@ -6,13 +6,15 @@ two terms, one among the shown items, as in the paper's candidate pools, and one
 so that the model also learns to find items nobody showed; the other losses take both kinds of
 negatives in one sum.
 
+One embedding may also be asked for the items after the next one of its session
+(``TrainOptions.positions_ahead``), each against a pool of its own draw, and never among what was
+shown at another moment.
+
 A model's scoring terms (hiertcn/training/term_scores.py), where they are given, make scores of the
 dot products: so they are fitted (hiertcn/training/term_fitting.py). In a pool
 that is not the whole catalogue, the items that memory brings up for a target are negatives of their
 own: they are the ones that the terms lift, and random draws would hardly ever find them.
 """
-
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,34 +26,11 @@ from hiertcn.training import losses
 from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.negatives import PoolSampler, ShownItems, shown_negatives
 from hiertcn.training.options import TrainOptions
+from hiertcn.training.targets import Targets, targets_ahead
 from hiertcn.training.term_scores import TermScores, contained
 
 _REMEMBERED_NEGATIVES = 64
 _LIKELIHOOD_SHARE = 0.1
-
-
-class Targets(Protocol):
-    """What the loss needs of a batch; a `hiertcn.training.lanes.LaneBatch` has it."""
-
-    @property
-    def items(self) -> Tensor:
-        """Item vectors, ``[n, dim]`` float."""
-
-    @property
-    def targets(self) -> Tensor:
-        """Rows of ``items`` that are predicted, ``[targets]`` int64."""
-
-    @property
-    def target_rows(self) -> Tensor:
-        """Their item rows, ``[targets]`` int64."""
-
-    @property
-    def interactions(self) -> NDArray[np.int64]:
-        """Their places in the session store, int64 ``[targets]``."""
-
-    @property
-    def pool_targets(self) -> NDArray[np.int64]:
-        """Item rows that may join the pool, int64 ``[m]``: the targets of all ranks."""
 
 
 class Objective:
@@ -74,6 +53,7 @@ class Objective:
     ) -> None:
         self._store, self._options, self._device = store, options, device
         self._terms = terms
+        self._vectors = vectors
         self._outputs, self._is_tied = vectors.outputs, vectors.outputs is vectors
         self._sampler = PoolSampler(
             counts, random=options.random_negatives, in_batch=options.in_batch_negatives
@@ -81,7 +61,7 @@ class Objective:
         self._uses_shown = store.has_impressions and options.max_impressions > 0
 
     def __call__(self, u: Tensor, batch: Targets, rng: np.random.Generator) -> Tensor:
-        """Return the mean loss over the batch's targets, a scalar.
+        """Return the loss summed over the positions ahead, its mean over the batch's targets.
 
         Args:
             u: ``[targets, dim]`` float, the user embedding before each target.
@@ -89,12 +69,25 @@ class Objective:
             rng: decides the random negatives.
         """
         options = self._options
+        total = self._losses(u, batch, rng, self._uses_shown).sum()
+        for distance in range(1, options.positions_ahead):
+            index, ahead = targets_ahead(batch, self._store, self._vectors, distance)
+            if len(index):
+                losses_ahead = self._losses(u.index_select(0, index), ahead, rng, False)
+                total = total + options.ahead_decay**distance * losses_ahead.sum()
+        return total / len(u)
+
+    def _losses(
+        self, u: Tensor, batch: Targets, rng: np.random.Generator, uses_shown: bool
+    ) -> Tensor:
+        """Return the loss of each target, ``[targets]``."""
+        options = self._options
         if self._is_tied:
             target = batch.items.index_select(0, batch.targets)
         else:
             target = self._outputs.gather(batch.target_rows)
         if options.loss == "l2":
-            return losses.l2(u, target).mean()
+            return losses.l2(u, target)
         whole = options.loss in ("softmax", "mrr") and self._sampler.whole_catalogue
         if whole:
             scores = self._score_catalogue(u, batch)
@@ -104,7 +97,7 @@ class Objective:
             if self._terms is not None:
                 asked = batch.target_rows.cpu().numpy()[:, None]
                 positive = self._with_terms(positive.unsqueeze(1), batch, asked).squeeze(1)
-        shown = self._score_shown(u, batch) if self._uses_shown else None
+        shown = self._score_shown(u, batch) if uses_shown else None
         if options.loss == "softmax":
             if whole:
                 loss = losses.catalogue_softmax(positive, scores)
@@ -112,7 +105,7 @@ class Objective:
                 loss = losses.softmax(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
                 loss = loss + options.impression_weight * losses.softmax(positive, *shown)
-            return loss.mean()
+            return loss
         if options.loss == "mrr":
             if whole:
                 rows = torch.arange(scores.shape[1], device=self._device)
@@ -121,15 +114,15 @@ class Objective:
                 loss = _reciprocal_rank(positive, *self._score_pool(u, batch, rng))
             if shown is not None:
                 loss = loss + options.impression_weight * _reciprocal_rank(positive, *shown)
-            return loss.mean()
+            return loss
         pool, pool_mask, _ = self._score_pool(u, batch, rng)
         if shown is not None:
             pool = torch.cat([pool, shown[0]], dim=1)
             pool_mask = torch.cat([pool_mask, shown[1]], dim=1)
         if options.loss == "hinge":
-            return losses.hinge(positive, pool, pool_mask, options.margin).mean()
+            return losses.hinge(positive, pool, pool_mask, options.margin)
         pairwise = losses.nce if options.loss == "nce" else losses.bpr
-        return pairwise(positive, pool, pool_mask).mean()
+        return pairwise(positive, pool, pool_mask)
 
     def _score_catalogue(self, u: Tensor, batch: Targets) -> Tensor:
         scores = u @ self._outputs.all().T

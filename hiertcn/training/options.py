@@ -41,6 +41,9 @@ class TrainOptions:
         clip: largest norm of a step's gradient.
         loss: softmax (sampled, logQ-corrected), one of Eq. 13-16, or mrr (a smoothed MRR).
         margin: delta of the hinge loss.
+        positions_ahead: items after the position whose prediction is asked of one embedding, within
+            the session; 1 is the next alone.
+        ahead_decay: weight of each position's loss beside the one before's.
         random_negatives: random items in the pool that all targets of a step share.
         in_batch_negatives: at most this many of the step's targets join the pool. A catalogue no
             larger than both together is used whole.
@@ -78,6 +81,8 @@ class TrainOptions:
     clip: float = 1.0
     loss: Loss = "softmax"
     margin: float = 1.0
+    positions_ahead: int = 1
+    ahead_decay: float = 0.5
     random_negatives: int = 1536
     in_batch_negatives: int = 512
     max_impressions: int = 50
@@ -97,6 +102,7 @@ class TrainOptions:
         for name in (
             "sessions_per_step",
             "max_length",
+            "positions_ahead",
             "max_epochs",
             "patience",
         ):
@@ -120,6 +126,7 @@ class TrainOptions:
         self._require("prefetch", self.prefetch >= -1, "a whole number >= -1")
         for name in ("learning_rate", "clip", "margin"):
             self._require(name, getattr(self, name) > 0, "a number > 0")
+        self._require("ahead_decay", 0 < self.ahead_decay <= 1, "a number above 0 and at most 1")
         self._require("decay", 0 < self.decay <= 1, "a number above 0 and at most 1")
         kinds = ITEM_VECTOR_KINDS
         self._require("item_vectors", self.item_vectors in kinds, f"one of {', '.join(kinds)}")

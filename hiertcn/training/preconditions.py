@@ -41,6 +41,21 @@ def check_table(table: ItemTable, store: SessionStore, model: nn.Module) -> None
             )
 
 
+def check_event_types(store: SessionStore, model: nn.Module) -> None:
+    """Refuse a model that reads other event types than the store numbers.
+
+    Raises:
+        InputError: they differ; both are named.
+    """
+    read = tuple(model_config(model).get("event_types", ()))
+    if read and read != store.meta.event_types:
+        raise InputError(
+            f"the model reads the event types {list(read)} but the session store "
+            f"{store.directory} has {list(store.meta.event_types)}; build the model with the "
+            "store's"
+        )
+
+
 def model_config(model: nn.Module) -> dict[str, Any]:
     """Return the model's configuration as JSON-ready values.
 

@@ -39,12 +39,16 @@ class SessionContext:
     ``gaps_us`` int64 ``[n]``, microseconds since the item before in the session, 0 for its first;
     ``session_gaps_us`` int64 ``[sessions]``, from the end of the user's session before to the start
     of this one, -1 for a user's first; ``skipped`` int64 ``[sessions]``, earlier items of the
-    session that were left out because nothing asked depends on them.
+    session that were left out because nothing asked depends on them; ``steps`` int64
+    ``[sessions]``, the user's sessions before; ``event_types`` int64 ``[n]``, 0 for none, else 1 +
+    the place of the type among those of the model.
     """
 
     gaps_us: Tensor
     session_gaps_us: Tensor
     skipped: Tensor
+    steps: Tensor
+    event_types: Tensor
 
 
 @runtime_checkable
@@ -62,6 +66,10 @@ class ReadsContext(Protocol):
     @property
     def reads_context(self) -> bool:
         """Whether it does."""
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """The types that the context's codes count from 1; none where it reads none."""
 
     def encode(
         self,

@@ -131,7 +131,7 @@ def fit_terms(
     counts = np.bincount(rows, minlength=len(vectors))
 
     def objective(loss: Loss) -> Objective:
-        fitted = replace(options, loss=loss)
+        fitted = replace(options, loss=loss, positions_ahead=1)
         return Objective(store, vectors, counts, fitted, torch.device(device), scores)
 
     stages = [objective("softmax")] * _STEPS + [objective("mrr")] * _STEPS

@@ -65,7 +65,7 @@ def embed_before(
     items, lengths_ = table.gather(rows[known]), _tensor(lengths, device)
     if isinstance(model, ReadsContext) and model.reads_context:
         places = ranges(first, last - first)[known]
-        context = _context(store, sessions, places, first, device)
+        context = _context(model, store, sessions, places, first, device)
         u = model.encode(items, lengths_, states[:, -1], context)
     else:
         u = model.encode(items, lengths_, states[:, -1])
@@ -144,12 +144,13 @@ def _fold(
     )
     items, lengths_ = table.gather(rows[known]), _tensor(lengths, state.device)
     if isinstance(model, ReadsContext) and model.reads_context:
-        context = _context(store, sessions, places[known], starts, state.device)
+        context = _context(model, store, sessions, places[known], starts, state.device)
         return model.fold_items(state, items, lengths_, context), lengths > 0
     return model.fold_items(state, items, lengths_), lengths > 0
 
 
 def _context(
+    model: ReadsContext,
     store: SessionStore,
     sessions: NDArray[np.int64],
     places: NDArray[np.int64],
@@ -163,8 +164,16 @@ def _context(
     gaps = np.where(is_first, 0, moments[places] - moments[np.maximum(places - 1, 0)])
     owner = store.user_of_session(sessions)
     pauses = moments[starts] - moments[np.maximum(starts - 1, 0)]
-    pauses = np.where(sessions == store.user_offsets[owner], -1, pauses)
-    return SessionContext(*(_tensor(part, device) for part in (gaps, pauses, first - starts)))
+    steps = sessions - store.user_offsets[owner]
+    types = np.zeros(len(places), np.int64)
+    if store.event_types is not None and model.event_types:
+        # A later log may name types the model has not learnt, and in another order.
+        codes = {name: code for code, name in enumerate(model.event_types, start=1)}
+        types = np.array([0, *(codes.get(name, 0) for name in store.meta.event_types)])[
+            store.event_types[places]
+        ]
+    parts = (gaps, np.where(steps == 0, -1, pauses), first - starts, steps, types)
+    return SessionContext(*(_tensor(part, device) for part in parts))
 
 
 def _session_means(

@@ -1,5 +1,6 @@
 """The laws of the network hold for every option of HierTCN."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -18,7 +19,7 @@ from models.tcn import TCN
 from tests.session_logs import random_users, write_store, write_table
 
 ITEMS, DIM = 20, 6
-NONE_SKIPPED = torch.zeros(1, dtype=torch.int64)
+EVENT_TYPES = ("click", "save")
 CONFIG = HierTCNConfig(
     item_dim=DIM, hidden=8, gru_layers=2, tcn_blocks=2, kernel=3, filters=10, dropout=0.1
 )
@@ -28,11 +29,13 @@ OPTIONS = {
     "weighted": {"aggregate": "weighted"},
     "batch norm": {"batch_norm": True},
     "time gaps": {"time_gaps": True},
+    "event types": {"event_types": EVENT_TYPES},
     "all": {
         "connection": "init",
         "aggregate": "last",
         "batch_norm": True,
         "time_gaps": True,
+        "event_types": EVENT_TYPES,
         "input_dropout": 0.2,
     },
     "weighted with gaps": {"aggregate": "weighted", "time_gaps": True},
@@ -43,8 +46,19 @@ OPTIONS = {
 def log(tmp_path_factory):
     directory = tmp_path_factory.mktemp("log")
     users = random_users(np.random.default_rng(0), users=12, items=ITEMS, length=25)
-    store = write_store(directory, users, ITEMS)
+    store = write_store(directory, users, ITEMS, ["click", "save", "click", None, "click"])
     return store, write_table(directory / "table", ITEMS, DIM)
+
+
+def context_of_one(gaps, pause, *, step=0, types=None):
+    """Return the context of one uncut session."""
+    return SessionContext(
+        torch.as_tensor(gaps),
+        torch.tensor([pause]),
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([step]),
+        torch.zeros(len(gaps), dtype=torch.int64) if types is None else torch.as_tensor(types),
+    )
 
 
 def batches_of(store, model, **sizes):
@@ -78,7 +92,12 @@ def embeddings_by_user(model, store, table):
             gaps = np.diff(moments[first:end], prepend=moments[first])
             is_first = session == store.user_offsets[user]
             pause = -1 if is_first else moments[first] - moments[first - 1]
-            times = SessionContext(torch.from_numpy(gaps), torch.tensor([pause]), NONE_SKIPPED)
+            times = context_of_one(
+                gaps,
+                pause,
+                step=session - store.user_offsets[user],
+                types=store.event_types[first:end].astype(np.int64),
+            )
             items = torch.from_numpy(table.gather(store.item_rows[first:end]))
             lengths = torch.tensor([len(items)])
             out[first:end] = model.encode(items, lengths, state[:, -1], times)[:-1].numpy()
@@ -110,11 +129,11 @@ def test_lanes_pieces_and_neighbours_change_nothing(log, name, lanes, max_length
 def test_streaming_is_the_whole_session_and_sees_nothing_later(log, name):
     model = build(log, name)
     items, state = torch.randn(30, DIM), torch.randn(1, CONFIG.hidden)
-    times = SessionContext(torch.arange(30) * 7_000_000, torch.tensor([10**9]), NONE_SKIPPED)
+    times = context_of_one(torch.arange(30) * 7_000_000, 10**9, types=torch.arange(30) % 3)
     with torch.inference_mode():
         whole = model.encode(items, torch.tensor([30]), state, times)
         for seen in range(31):
-            so_far = SessionContext(times.gaps_us[:seen], times.session_gaps_us, NONE_SKIPPED)
+            so_far = context_of_one(times.gaps_us[:seen], 10**9, types=times.event_types[:seen])
             newest = model.encode(items[:seen], torch.tensor([seen]), state, so_far)[-1]
             torch.testing.assert_close(newest, whole[seen], atol=1e-5, rtol=1e-4)
 
@@ -216,9 +235,7 @@ def test_times_change_what_is_scored_and_are_asked_for(log):
     items, lengths, state = torch.randn(2, DIM), torch.tensor([2]), torch.zeros(1, CONFIG.hidden)
     minute, day = 60_000_000, 86_400_000_000
     near, far, paused = (
-        model.encode(
-            items, lengths, state, SessionContext(torch.tensor(g), torch.tensor([p]), NONE_SKIPPED)
-        )
+        model.encode(items, lengths, state, context_of_one(g, p))
         for g, p in (([0, minute], day), ([0, day], day), ([0, minute], 9 * day))
     )
     same = torch.isclose(near, far, atol=1e-7).all(1)
@@ -268,3 +285,45 @@ def test_options_are_checked_and_the_papers_setting_has_a_name():
     # A configuration written before an option existed means its default.
     old = {"item_dim": 4, "hidden": 8, "dropout": 0.0}
     assert HierTCNConfig.from_dict(old) == HierTCNConfig(item_dim=4, hidden=8)
+
+
+def test_event_types_change_what_is_scored_and_are_read_by_name(log):
+    store, table = log
+    assert store.meta.event_types == EVENT_TYPES
+    assert np.bincount(store.event_types).argmax() == 1 and (store.event_types == 0).any()
+    model = build(log, "event types")
+    items, lengths, state = torch.randn(2, DIM), torch.tensor([2]), torch.zeros(1, CONFIG.hidden)
+    clicked, saved = (
+        model.encode(items, lengths, state, context_of_one([0, 0], -1, types=[1, code]))
+        for code in (1, 2)
+    )
+    same = torch.isclose(clicked, saved, atol=1e-7).all(1)
+    assert same.tolist() == [True, True, False]
+    # A later log numbers its types otherwise and has one the model does not know.
+    later = copy.copy(store)
+    later.meta = dataclasses.replace(store.meta, event_types=("rate", "save", "click"))
+    later.event_types = np.array([0, 3, 2], np.uint8)[store.event_types]
+    sessions = np.arange(store.meta.sessions)
+    last = store.session_offsets[1:] - 1
+    found = [embed_before(model, part, table, sessions, last) for part in (store, later)]
+    torch.testing.assert_close(*found)
+    later.event_types = np.where(store.event_types == 2, 1, later.event_types).astype(np.uint8)
+    unknown = embed_before(model, later, table, sessions, last)
+    assert not torch.allclose(unknown, found[0])
+
+
+def test_the_grus_input_is_normalised_per_session_of_a_user(log):
+    model = build(log, "batch norm")
+    model.gru_norm.train()
+    for step, shift in ((0, 0.0), (2, 5.0)):
+        rows = torch.randn(20, 3 * CONFIG.hidden) + shift
+        model.gru_norm(rows, torch.full((20,), step))
+    model.eval()
+    items, lengths, state = torch.randn(3, DIM), torch.tensor([3]), model.initial_state(1)
+    first, later = (
+        model.fold_items(state, items, lengths, context_of_one([0, 0, 0], -1, step=step))
+        for step in (0, 2)
+    )
+    assert not torch.allclose(first, later, atol=1e-4)
+    with pytest.raises(InputError, match="batch_norm"):
+        model.gru_step(state, items[:1])

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models.session_layouts import PackedLayout, PaddedLayout
-from models.tcn import TCN, CausalConv, StepNorm
+from models.step_norm import StepNorm
+from models.tcn import TCN, CausalConv
 
 
 def conv_padded(conv, x):
@@ -98,7 +99,7 @@ def test_step_statistics_are_those_of_real_positions():
     lengths = torch.tensor([3, 1, 2])
     x = torch.randn(6, 3)
     by_step = [x[[0, 3, 4]], x[[1, 2, 5]]]  # steps from 1 on share statistics
-    out = norm(x, PackedLayout(lengths))
+    out = norm(x, PackedLayout(lengths).step)
     for step, rows in enumerate(by_step):
         torch.testing.assert_close(norm.mean[step], rows.mean(0))
         torch.testing.assert_close(norm.variance[step], rows.var(0))
@@ -107,18 +108,29 @@ def test_step_statistics_are_those_of_real_positions():
     )
     torch.testing.assert_close(out[3], expected)
     norm.eval()
-    alone = norm(x[:1], PackedLayout(torch.tensor([1])))
-    torch.testing.assert_close(alone, norm(x, PackedLayout(lengths))[:1])
+    alone = norm(x[:1], PackedLayout(torch.tensor([1])).step)
+    torch.testing.assert_close(alone, norm(x, PackedLayout(lengths).step)[:1])
+
+
+def test_rows_that_do_not_count_are_normalised_but_leave_no_trace():
+    torch.manual_seed(0)
+    x, step = torch.randn(12, 3), torch.zeros(12, dtype=torch.int64)
+    counts = torch.arange(12) < 9
+    one, other = StepNorm(3, steps=2, fewest=2), StepNorm(3, steps=2, fewest=2)
+    out = one(x, step, counts)
+    torch.testing.assert_close(out[:9], other(x[:9], step[:9]))
+    torch.testing.assert_close(one.mean, other.mean)
+    assert out[9:].isfinite().all()
 
 
 def test_steps_too_few_or_never_seen_use_running_statistics():
     norm = StepNorm(2, steps=5, fewest=3)
-    norm(torch.randn(4, 2) + 5.0, PackedLayout(torch.ones(4, dtype=torch.int64)))
+    norm(torch.randn(4, 2) + 5.0, torch.zeros(4, dtype=torch.int64))
     assert norm.seen.tolist() == [True, False, False, False, False]
     held = norm.mean.clone()
-    norm(torch.randn(4, 2), PackedLayout(torch.tensor([4])))
+    norm(torch.randn(4, 2), torch.arange(4))
     assert torch.equal(norm.mean, held)
     norm.eval()
     x = torch.ones(4, 2)
-    out = norm(x, PackedLayout(torch.tensor([4])))
+    out = norm(x, torch.arange(4))
     torch.testing.assert_close(out[3], out[0])

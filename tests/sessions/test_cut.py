@@ -129,6 +129,19 @@ def test_agrees_with_a_loop(tmp_path_factory, monkeypatch, log, known, gap_minut
     assert sessions_of(SessionStore.open(tmp_path / "store")) == expected
 
 
+def test_event_types_are_numbered_by_how_often_they_occur(tmp_path):
+    kinds = ["save", "click", None, "click", "click", "save", "hide"]
+    rows = [event(f"u{n}", "a", n) | {"event_type": kind} for n, kind in enumerate(kinds)]
+    items = IdIndex.build(["a"], tmp_path / "index")
+    build_sessions(write_events(tmp_path / "events", rows), items, tmp_path / "store")
+    store = SessionStore.open(tmp_path / "store")
+    assert store.meta.event_types == ("click", "save", "hide")
+    assert store.event_types.tolist() == [2, 1, 0, 1, 1, 2, 3]
+    plain = write_events(tmp_path / "plain", [event("u", "a", 0)])
+    build_sessions(plain, items, tmp_path / "without")
+    assert SessionStore.open(tmp_path / "without").event_types is None
+
+
 def test_bad_input(tmp_path):
     items = IdIndex.build(["a"], tmp_path / "index")
     with pytest.raises(InputError, match="no parquet file"):
