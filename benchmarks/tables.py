@@ -1,4 +1,4 @@
-"""The HierTCN paper's Tables 2 to 6 and its memory figure, for any log.
+"""The HierTCN paper's Tables 2 to 6 and its memory figure, for any log, and a table of options.
 
     python -m benchmarks.tables --out FOLDER --data EVENTS.parquet [--items ITEMS.parquet]
     python -m benchmarks.tables --out FOLDER --simulate [--users 20000 --catalogue 1000 --days 30]
@@ -26,12 +26,14 @@ from benchmarks.tables_data import Log, LogSource, Setting, make_setting, prepar
 from benchmarks.tables_memory import memory_table
 from benchmarks.tables_rows import (
     LOSS_ROWS,
+    OPTION_ROWS,
     REGULARIZATION_ROWS,
     ROWS,
     Budget,
     Build,
     RowResult,
     measure,
+    reason_without,
 )
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.evaluation.bootstrap import paired_difference
@@ -43,7 +45,7 @@ from hiertcn.events.simulate import SimulationOptions
 from hiertcn.files import write_json
 from hiertcn.training.options import ITEM_VECTOR_KINDS, TrainOptions
 
-TABLES: Final = ("2", "3", "4", "5", "6", "memory")
+TABLES: Final = ("2", "3", "4", "5", "6", "memory", "options")
 _METRICS: Final = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr", "mrp")
 _FIRST: Final = "HierTCN"
 
@@ -109,8 +111,8 @@ class _Tables:
         elif name == "6":
             rows = REGULARIZATION_ROWS
             self._ablation("6", "regularization", rows, "none", paper.REGULARIZATION, 1.0)
-            for row in sorted(set(paper.REGULARIZATION["XING"]) - set(rows)):
-                print(f"Not measured: {row}; this HierTCN has no option for it.")
+        elif name == "options":
+            self._options()
         else:
             setting = self._setting("cold")
             self.values["memory"] = memory_table(setting.training, setting.table.dim)
@@ -145,6 +147,18 @@ class _Tables:
                 "are not, so only the order of the rows can be compared."
             )
         self._print(number, results, numbers[dataset], first, setting)
+
+    def _options(self) -> None:
+        setting = self._setting("warm")
+        left_out = {name: reason_without(name, setting) for name in OPTION_ROWS}
+        rows = {name: OPTION_ROWS[name] for name, reason in left_out.items() if reason is None}
+        results = self._measure(rows, setting, only_chosen=False)
+        print(f"\n## HierTCN's options, one at a time (not in the paper); {setting.note}")
+        self._requests_line(setting, results, self.dataset)
+        self._print("options", results, {}, _FIRST, setting)
+        for name, reason in left_out.items():
+            if reason is not None:
+                print(f"Not measured: {name}; {reason}.")
 
     def _epochs(self) -> None:
         results = self._measure(ROWS, self._setting("cold"))

@@ -39,6 +39,7 @@ from hiertcn.items.table import ItemTable
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.split import Split, split_by_time, split_by_user
 from hiertcn.sessions.store import (
+    EVENT_TYPES,
     IMPRESSION_OFFSETS,
     IMPRESSION_ROWS,
     ITEM_ROWS,
@@ -263,6 +264,8 @@ def part_of(store: SessionStore, kept: NDArray[np.bool_]) -> SessionStore:
         rows, counts = store.impressions(interactions)
         columns[IMPRESSION_ROWS], impressions = rows, len(rows)
         columns[IMPRESSION_OFFSETS] = np.append(0, np.cumsum(counts))
+    if store.event_types is not None:
+        columns[EVENT_TYPES] = store.event_types[interactions]
     meta = StoreMeta(
         users=len(first),
         sessions=len(sessions),
@@ -271,6 +274,7 @@ def part_of(store: SessionStore, kept: NDArray[np.bool_]) -> SessionStore:
         impressions=impressions,
         gap_us=store.meta.gap_us,
         watermark_us=int(columns[TIMESTAMPS_US].max()),
+        event_types=store.meta.event_types,
     )
     return SessionStore(store.directory, meta, columns)
 

@@ -21,8 +21,11 @@ from hiertcn.evaluation.protocol import Ranker
 from hiertcn.evaluation.ranking import Mask, Ranking, RankingRules
 from hiertcn.files import read_json, write_json
 from hiertcn.items.table import ItemTable
+from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.batches import SessionBatches
-from hiertcn.training.hiertcn import train_hiertcn
+from hiertcn.sessions.request_features import FEATURES
+from hiertcn.sessions.transitions import TransitionTable
+from hiertcn.training.hiertcn import TRANSITIONS_FOLDER, train_hiertcn
 from hiertcn.training.item_vectors import ITEM_TABLE_FOLDER, OUTPUT_TABLE_FOLDER
 from hiertcn.training.options import TrainOptions
 from models.baselines import MV, MaxItem
@@ -86,8 +89,8 @@ class RowResult:
     facts: Mapping[str, Any]
 
 
-Make = Callable[[int], nn.Module]
-"""Makes a network that `train_hiertcn` trains, from the width of its item vectors."""
+Make = Callable[[Setting], nn.Module]
+"""Makes a network that `train_hiertcn` trains on the setting's sessions and item vectors."""
 
 Build = Callable[[Setting, Budget, Path], Made]
 """Makes a ranker; the folder is the row's own, and survives an interruption."""
@@ -97,14 +100,14 @@ def network(make: Make, **options: Any) -> Build:
     """Return how a session network is trained and ranked with.
 
     Args:
-        make: the network, from the width of the item vectors, the prior included.
+        make: the network.
         options: what differs from the budget's training options, such as ``loss``.
     """
 
     def build(setting: Setting, budget: Budget, folder: Path) -> Made:
         train = replace(budget.train, **options)
         torch.manual_seed(train.seed)
-        model = make(setting.table.dim)
+        model = make(setting)
         batches = SessionBatches(
             setting.training,
             lanes=train.lanes,
@@ -125,8 +128,15 @@ def network(make: Make, **options: Any) -> Build:
             ItemTable.open(folder / "model" / name) if (folder / "model" / name).exists() else None
             for name in (ITEM_TABLE_FOLDER, OUTPUT_TABLE_FOLDER)
         )
+        counted = folder / "model" / TRANSITIONS_FOLDER
         return Made(
-            ranker=NetworkRanker(model, setting.store, vectors or setting.table, outputs=outputs),
+            ranker=NetworkRanker(
+                model,
+                setting.store,
+                vectors or setting.table,
+                outputs=outputs,
+                transitions=TransitionTable.open(counted) if counted.exists() else None,
+            ),
             facts={
                 "parameters": summary.parameters,
                 "steps": summary.steps,
@@ -150,7 +160,7 @@ def _affordable_steps(
 ) -> int:
     """Return the steps that fit into the budget, from the speed of a few."""
     probe = train_hiertcn(
-        make(setting.table.dim),
+        make(setting),
         setting.training,
         setting.table,
         setting.split,
@@ -184,7 +194,12 @@ def rule(make: Callable[[Setting], Ranker]) -> Build:
 
 def hiertcn(**config: Any) -> Make:
     """Return how a HierTCN of the paper's size, but for ``config``, is made."""
-    return lambda item_dim: HierTCN(HierTCNConfig(item_dim=item_dim, **config))
+    return lambda setting: HierTCN(HierTCNConfig(item_dim=setting.table.dim, **config))
+
+
+def _with_event_types(setting: Setting) -> nn.Module:
+    types = setting.training.meta.event_types
+    return HierTCN(HierTCNConfig(item_dim=setting.table.dim, event_types=types))
 
 
 def matched(config: type[NetworkConfig]) -> Make:
@@ -194,10 +209,10 @@ def matched(config: type[NetworkConfig]) -> Make:
         InputError: no width comes within 5% of HierTCN's number of weights.
     """
 
-    def make(item_dim: int) -> nn.Module:
+    def make(setting: Setting) -> nn.Module:
         with torch.device("meta"):
-            weights = sum(part.numel() for part in hiertcn()(item_dim).parameters())
-        return build_network(matched_config(config(item_dim=item_dim), weights))
+            weights = sum(part.numel() for part in hiertcn()(setting).parameters())
+        return build_network(matched_config(config(item_dim=setting.table.dim), weights))
 
     return make
 
@@ -231,19 +246,43 @@ LOSS_ROWS: Final[Mapping[str, Build]] = {
 }
 """Table 5; the sampled softmax is ours."""
 
-_REGULARIZED: Final[Mapping[str, Mapping[str, Any]]] = {
-    "none": {},
-    "dropout": {"dropout": 0.2},
-    "batch norm": {"batch_norm": True},
-    "dropout + batch norm": {"dropout": 0.2, "batch_norm": True},
-}
-
 REGULARIZATION_ROWS: Final[Mapping[str, Build]] = {
-    name: network(hiertcn(**config))
-    for name, config in _REGULARIZED.items()
-    if set(config) <= set(HierTCNConfig.__dataclass_fields__)
+    "none": network(hiertcn()),
+    "dropout": network(hiertcn(dropout=0.2)),
+    "batch norm": network(hiertcn(batch_norm=True)),
+    "dropout + batch norm": network(hiertcn(dropout=0.2, batch_norm=True)),
 }
-"""Table 6, as far as HierTCN's configuration reaches."""
+"""Table 6."""
+
+OPTION_ROWS: Final[Mapping[str, Build]] = {
+    "HierTCN": network(hiertcn()),
+    "Init connection": network(hiertcn(connection="init")),
+    "last hidden vector": network(hiertcn(aggregate="last")),
+    "weighted mean": network(hiertcn(aggregate="weighted")),
+    "time gaps": network(hiertcn(time_gaps=True)),
+    "event types": network(_with_event_types),
+    "input dropout": network(hiertcn(input_dropout=0.2)),
+    "3 positions ahead": network(hiertcn(), positions_ahead=3),
+    "in-batch negatives alone": network(hiertcn(), random_negatives=0),
+    "random negatives alone": network(hiertcn(), in_batch_negatives=0),
+    "impressions not as negatives": network(hiertcn(), max_impressions=0),
+    "fine-tuned item vectors": network(hiertcn(), item_vectors="fine-tuned"),
+    "learned item vectors": network(hiertcn(), item_vectors="learned"),
+    "one-hot items": network(hiertcn(), item_vectors="one-hot"),
+    "memory": network(hiertcn(terms=memory.FEATURES)),
+    "freshness": network(hiertcn(terms=live_counts.FEATURES)),
+    "memory + freshness": network(hiertcn(terms=FEATURES)),
+}
+"""What HierTCN can be told, one thing at a time."""
+
+
+def reason_without(name: str, setting: Setting) -> str | None:
+    """Return why a row of `OPTION_ROWS` says nothing about the setting's log, None if it does."""
+    if name == "event types" and len(setting.training.meta.event_types) < 2:
+        return "the log has fewer than two event types"
+    if name == "impressions not as negatives" and not setting.training.has_impressions:
+        return "the log does not tell what was shown"
+    return None
 
 
 def measure(
