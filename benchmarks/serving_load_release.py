@@ -17,7 +17,7 @@ from hiertcn.export.serving_models import export_serving_models
 from hiertcn.export.tensors import GRU_STEP, TCN
 from hiertcn.export.term_gate import TERMS_FILE
 from hiertcn.items.index import IdIndex
-from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository

@@ -35,7 +35,7 @@ def tune_item_table(
     with step("tune_item_table", locals()) as running:
         from pathlib import Path
 
-        from hiertcn.items.neighbors import build_neighbor_index
+        from hiertcn.items.neighbor_building import build_neighbor_index
         from hiertcn.items.table import ItemTable
         from hiertcn.items.tuned_table import pass_table_on, write_tuned_table
 

@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from hiertcn.items.index import IdIndex
-from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
 

@@ -3,7 +3,8 @@
 A neighbour index is a folder, valid for the one table it was built on:
 
     header.json    kind, the table's checksum, recall and the settings that gave it
-    index.faiss    kind "ivf" only: faiss inverted lists with float16 vectors, memory-mapped
+    index.faiss    kind "ivf": faiss inverted lists; kind "flat": all vectors, 8 bits a coordinate;
+                   memory-mapped
 
 Exact search keeps no file: it multiplies with the table itself, which a float16 table must first
 be copied to float32 for (100 MB at 200,000 items of 129). One query over 100,000 items takes 7 ms
@@ -13,16 +14,17 @@ a sample, and the recall reported is that of the other half. Building costs abou
 items on one core. Inverted lists rather than HNSW because they build five times as fast at the
 same recall and speed (300,000 items of 128: 27 s against 132 s).
 
+``vectors="int8"`` stores 8 bits a coordinate, and orders twice as many candidates as are asked for
+by the table's own vectors (``reranking.py``). What the 8 bits alone cost in recall is measured with
+every vector compared, and stands in the header beside the recall served. A small table then has an
+index of kind "flat" with a quarter of the memory of exact search.
+
 faiss runs on as many OpenMP threads as it is told for each call, one by default: its own choice,
 every core in every calling thread, starves whatever else serves on the machine.
 """
 
 import contextlib
-import json
-import logging
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,122 +33,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.files import read_json, sha256, whole_directory
-from hiertcn.items.inverted_lists import choose_probes, sample_queries, train_and_fill
+from hiertcn.files import read_json, sha256
+from hiertcn.items.reranking import CANDIDATES_PER_RESULT, rescored, search_index
 from hiertcn.items.restricted_search import search_among
 from hiertcn.items.table import ItemTable
 
 HEADER_FILE: Final = "header.json"
 INDEX_FILE: Final = "index.faiss"
 
-_log = logging.getLogger(__name__)
-
-_FORMAT: Final = 1
-_RECALL_AT: Final = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighborIndexSummary:
-    """What was built.
-
-    Attributes:
-        kind: "exact" or "ivf".
-        items: number of items searched.
-        recall: share of the exact ``recall_at`` best items that a search finds; 1 if exact.
-        recall_at: number of best items that recall was measured on.
-        lists: number of inverted lists; 0 if exact.
-        probes: number of lists that a search reads; 0 if exact.
-        seconds: time that building and measuring took.
-    """
-
-    kind: str
-    items: int
-    recall: float
-    recall_at: int
-    lists: int
-    probes: int
-    seconds: float
-
-
-def build_neighbor_index(
-    table: ItemTable,
-    directory: Path,
-    *,
-    exact_below: int = 200_000,
-    min_recall: float = 0.95,
-    queries: NDArray[np.float32] | None = None,
-    threads: int = 1,
-    seed: int = 0,
-) -> NeighborIndexSummary:
-    """Build the index that suits the table's size, measure its recall, and write it.
-
-    Args:
-        table: the vectors to search.
-        directory: folder to write, whole or not at all.
-        exact_below: tables with fewer items are searched exactly.
-        min_recall: the least recall accepted, above 0 and at most 1.
-        queries: float32 [n, dim] to measure recall with, n >= 2, such as users' vectors; by
-            default a sample of item vectors with noise of half their spread.
-        threads: OpenMP threads while building; another number may give another index.
-        seed: of the k-means and of the sample.
-
-    Raises:
-        InputError: an option is out of range, or ``min_recall`` is not reached while probing at
-            most a quarter of the lists.
-    """
-    directory = Path(directory)
-    started = time.monotonic()
-    _refuse_bad_options(exact_below, min_recall, threads)
-    recall_at = min(_RECALL_AT, len(table))
-    lists = probes = 0
-    recall = 1.0
-    with whole_directory(directory) as aside, _pinned(threads):
-        if len(table) < exact_below:
-            kind = "exact"
-        else:
-            kind = "ivf"
-            sample = sample_queries(table, seed) if queries is None else queries
-            sample = _checked_queries(sample, table.dim)
-            if len(sample) < 2:
-                raise InputError("queries has one row; recall is measured with at least two")
-            index = train_and_fill(table, seed)
-            lists = int(index.nlist)
-            probes, recall = choose_probes(index, table, sample, recall_at, min_recall)
-            faiss.write_index(index, str(aside / INDEX_FILE))
-        path = aside / INDEX_FILE
-        header = {
-            "format": _FORMAT,
-            "kind": kind,
-            "table_sha256": table.checksum,
-            "items": len(table),
-            "dim": table.dim,
-            "recall": recall,
-            "recall_at": recall_at,
-            "lists": lists,
-            "probes": probes,
-            "seed": seed,
-            "bytes": path.stat().st_size if path.exists() else 0,
-            "sha256": sha256(path) if path.exists() else "",
-        }
-        (aside / HEADER_FILE).write_text(json.dumps(header, indent=2) + "\n")
-    summary = NeighborIndexSummary(
-        kind=kind,
-        items=len(table),
-        recall=recall,
-        recall_at=recall_at,
-        lists=lists,
-        probes=probes,
-        seconds=time.monotonic() - started,
-    )
-    _log.info("wrote the %s neighbour index of %d items to %s", kind, len(table), directory)
-    return summary
+FORMAT: Final = 1
+"""Of the header."""
 
 
 class NeighborIndex:
     """Search for the items with the largest dot product; safe to share between threads.
 
     Attributes:
-        kind: "exact" or "ivf".
+        kind: "exact", "ivf" or "flat".
         recall: as measured when it was built.
     """
 
@@ -161,6 +64,7 @@ class NeighborIndex:
         self._table = table
         self._index = index
         self._threads = threads
+        self._is_int8 = header.get("vectors") == "int8"
         self._vectors = np.asarray(table.vectors, np.float32) if index is None else None
 
     @classmethod
@@ -176,7 +80,7 @@ class NeighborIndex:
             InputError: a file is missing, truncated or of another format, or the table is another.
         """
         directory = Path(directory)
-        _refuse_bad_options(0, 1.0, threads)
+        refuse_bad_threads(threads)
         header = _read_header(directory)
         if header["table_sha256"] != table.checksum:
             raise InputError(
@@ -184,8 +88,9 @@ class NeighborIndex:
                 f"{table.directory}; use the two of one release, or build the index again"
             )
         index = None
-        if header["kind"] == "ivf":
+        if header["kind"] != "exact":
             index = _read_index(directory / INDEX_FILE, header)
+        if header["kind"] == "ivf":
             index.nprobe = header["probes"]
         return cls(directory, table, header, index, threads)
 
@@ -205,7 +110,7 @@ class NeighborIndex:
         """
         if self._vectors is None:
             return None
-        checked = _checked_queries(query[None], self._table.dim)
+        checked = checked_queries(query[None], self._table.dim)
         products = np.empty(len(self._vectors), np.float32)
         # A third faster than numpy's product of a matrix and a vector.
         faiss.fvec_inner_products_ny(  # type: ignore[attr-defined]
@@ -240,7 +145,7 @@ class NeighborIndex:
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1 item to look for")
-        checked = _checked_queries(queries, self._table.dim)
+        checked = checked_queries(queries, self._table.dim)
         if len(checked) == 0:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         found = min(k, len(self._table) if among is None else int(np.count_nonzero(among)))
@@ -248,17 +153,27 @@ class NeighborIndex:
             return _padded(
                 np.empty((len(checked), 0), np.int64), np.empty((len(checked), 0), np.float32), k
             )
-        with _pinned(self._threads):
+        with pinned(self._threads):
             if among is not None:
-                lists, probes = self._index, self._header["probes"]
-                rows, scores = search_among(checked, found, among, self._table, lists, probes)
+                rows, scores = self._search_among(checked, found, among)
             elif self._vectors is not None:
                 scores, rows = faiss.knn(
                     checked, self._vectors, found, metric=faiss.METRIC_INNER_PRODUCT
                 )
             else:
-                scores, rows = self._index.search(checked, found)
+                rows, scores = search_index(self._index, self._table, checked, found)
         return _padded(rows, scores, k)
+
+    def _search_among(
+        self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        lists = self._index if self.kind == "ivf" else None
+        probes = self._header["probes"]
+        if lists is None or not self._is_int8:
+            return search_among(queries, k, among, self._table, lists, probes)
+        wider = min(CANDIDATES_PER_RESULT * k, int(np.count_nonzero(among)))
+        rows, _ = search_among(queries, wider, among, self._table, lists, probes)
+        return rescored(self._table, queries, rows, k)
 
     def verify(self) -> None:
         """Read the index file once, if there is one, and compare it with the header's SHA-256.
@@ -277,17 +192,15 @@ class NeighborIndex:
             )
 
 
-def _refuse_bad_options(exact_below: int, min_recall: float, threads: int) -> None:
-    if exact_below < 0:
-        raise InputError(f"exact_below is {exact_below}; expected a number of items, 0 or more")
-    if not 0 < min_recall <= 1:
-        raise InputError(f"min_recall is {min_recall}; expected above 0 and at most 1")
+def refuse_bad_threads(threads: int) -> None:
+    """Raise InputError if ``threads`` is no number of threads."""
     if threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
 
 
 @contextlib.contextmanager
-def _pinned(threads: int) -> Iterator[None]:
+def pinned(threads: int) -> Iterator[None]:
+    """Let faiss use so many OpenMP threads in this thread, for a while."""
     # OpenMP's number of threads belongs to the calling thread: setting it once, in the thread that
     # opened the index, would not bind the worker threads that search it.
     before = faiss.omp_get_max_threads()
@@ -298,7 +211,12 @@ def _pinned(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _checked_queries(queries: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+def checked_queries(queries: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return queries [batch, dim] as contiguous float32.
+
+    Raises:
+        InputError: they have another shape or are not finite.
+    """
     checked = np.ascontiguousarray(queries, np.float32)
     if checked.ndim != 2 or checked.shape[1] != dim:
         raise InputError(
@@ -325,9 +243,9 @@ def _padded(
 def _read_header(directory: Path) -> dict[str, Any]:
     path = directory / HEADER_FILE
     header = read_json(path)
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(
-            f"{path} does not describe a neighbour index of format {_FORMAT}; build the index "
+            f"{path} does not describe a neighbour index of format {FORMAT}; build the index "
             "again with this version"
         )
     return header

@@ -1,5 +1,6 @@
 """Neighbour search against plain numpy, its recall gate, and its refusals."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from hiertcn.errors import InputError
-from hiertcn.items.neighbors import NeighborIndex, build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
+from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable, TableDtype
 
 
@@ -65,6 +67,73 @@ def test_inverted_lists_reach_their_recall(tmp_path: Path, dtype: TableDtype) ->
     true_scores = np.einsum("qd,qkd->qk", queries, table.gather(rows))
     np.testing.assert_allclose(scores, true_scores, atol=2e-6 if dtype == "float16" else 2e-3)
     index.verify()
+
+
+@pytest.mark.parametrize(("exact_below", "kind"), [(5000, "ivf"), (10_000, "flat")])
+def test_int8_vectors_reach_their_recall_with_exact_scores(
+    tmp_path: Path, exact_below: int, kind: str
+) -> None:
+    table = ItemTable.write(tmp_path / "table", clustered(8000))
+    summary = build_neighbor_index(
+        table, tmp_path / "int8", exact_below=exact_below, vectors="int8", seed=0
+    )
+    whole = build_neighbor_index(table, tmp_path / "whole", exact_below=0, seed=0)
+    index = NeighborIndex.open(tmp_path / "int8", table)
+    queries = table.gather(np.arange(0, 8000, 40))
+    rows, scores = index.search(queries, 100)
+    expected_rows, _ = reference(table, queries, 100)
+    found = np.mean(
+        [len(np.intersect1d(*pair)) / 100 for pair in zip(rows, expected_rows, strict=True)]
+    )
+    assert (summary.kind, index.kind) == (kind, kind)
+    assert summary.recall >= 0.95
+    assert found >= 0.93
+    assert summary.bytes < 0.75 * whole.bytes
+    assert summary.quantization is not None
+    assert 0 <= summary.quantization.lost <= summary.quantization.lost_without_reranking < 0.2
+    header = json.loads((tmp_path / "int8" / "header.json").read_text())
+    assert (header["vectors"], header["recall"]) == ("int8", summary.recall)
+    assert header["quantization"]["lost"] == summary.quantization.lost
+    np.testing.assert_allclose(
+        scores, np.einsum("qd,qkd->qk", queries, table.gather(rows)), atol=2e-6
+    )
+    assert (np.diff(scores, axis=1) <= 0).all()
+    index.verify()
+
+
+@pytest.mark.parametrize("exact_below", [0, 10_000])
+def test_int8_vectors_search_among_some_items(tmp_path: Path, exact_below: int) -> None:
+    table = ItemTable.write(tmp_path / "table", clustered(3000))
+    build_neighbor_index(table, tmp_path / "index", exact_below=exact_below, vectors="int8", seed=0)
+    index = NeighborIndex.open(tmp_path / "index", table)
+    among = np.arange(3000) % 3 == 1
+    rows, scores = index.search(user_vectors(5), 20, among=among)
+    assert among[rows].all()
+    true_scores = np.einsum("qd,qkd->qk", user_vectors(5), table.gather(rows))
+    np.testing.assert_allclose(scores, true_scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("items", [1, 2, 50])
+@pytest.mark.parametrize("exact_below", [0, 1000])
+def test_int8_vectors_pad_what_is_missing(tmp_path: Path, items: int, exact_below: int) -> None:
+    table = ItemTable.write(tmp_path / "table", clustered(items))
+    build_neighbor_index(table, tmp_path / "index", exact_below=exact_below, vectors="int8", seed=0)
+    rows, scores = NeighborIndex.open(tmp_path / "index", table).search(user_vectors(2), 60)
+    assert [sorted(r) for r in rows[:, :items].tolist()] == [list(range(items))] * 2
+    assert (rows[:, items:] == -1).all()
+    assert (scores[:, items:] == -np.inf).all()
+
+
+def test_int8_vectors_that_lose_too_much_are_refused(tmp_path: Path) -> None:
+    # One value in a thousand spreads its coordinate's scale over nothing else.
+    vectors = clustered(4000)
+    vectors[::1000] *= 3000
+    table = ItemTable.write(tmp_path / "table", vectors, "float32")
+    with pytest.raises(InputError, match=r"int8 .* expected min_recall 0\.95; store .* float16"):
+        build_neighbor_index(table, tmp_path / "index", vectors="int8", queries=user_vectors(50))
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(InputError, match="vectors is 'int4'; expected one of float16, int8"):
+        build_neighbor_index(table, tmp_path / "index", vectors="int4")  # type: ignore[arg-type]
 
 
 def test_the_same_seed_builds_the_same_index(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hiertcn.items.neighbors import NeighborIndex, build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
+from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.restricted_search import MOST_COMPARED
 from hiertcn.items.table import ItemTable
 

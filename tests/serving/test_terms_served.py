@@ -16,7 +16,7 @@ import torch
 from hiertcn.evaluation.protocol import Requests, build_requests
 from hiertcn.export.scoring_terms import export_terms
 from hiertcn.items.index import IdIndex
-from hiertcn.items.neighbors import build_neighbor_index
+from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
