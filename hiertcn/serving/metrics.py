@@ -1,14 +1,13 @@
 """The sidecar's Prometheus metrics, in a registry of their own so that tests can run several."""
 
 from collections.abc import Callable, Iterator
-from threading import Thread
 from typing import Any, Final
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hiertcn.errors import InputError
 from hiertcn.serving.live_windows import LiveWindows
+from hiertcn.serving.metrics_server import MetricsServer, Probes
+from hiertcn.serving.stages import Stages
 
 _SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0,
@@ -24,6 +23,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.stages = Stages(_SECONDS)
+        self.registry.register(self.stages)
         self.requests = Counter(
             "hiertcn_requests",
             "Requests answered, by method and gRPC status.",
@@ -34,13 +35,6 @@ class Metrics:
             "hiertcn_request_seconds",
             "Time from a request's arrival to its reply, by method.",
             ["method"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.stage_seconds = Histogram(
-            "hiertcn_stage_seconds",
-            "Time that one request spent in a stage (read, fold, model, terms, rank, commit).",
-            ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -191,20 +185,13 @@ class Metrics:
             "in_flight": sum(sample.value for sample in _samples(self.in_flight, "")),
         }
 
-    def serve(self, host: str, port: int) -> "MetricsServer":
-        """Answer ``GET /metrics`` on a thread of its own; port 0 takes any free one.
+    def serve(self, host: str, port: int, probes: Probes | None = None) -> MetricsServer:
+        """Answer ``GET /metrics`` and probes on threads of their own; port 0 takes any free one.
 
         Raises:
             InputError: the port is in use.
         """
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise InputError(
-                f"--metrics-port {port} on {host} cannot be used ({error.strerror}); stop what "
-                "holds it or give another"
-            ) from error
-        return MetricsServer(server, thread)
+        return MetricsServer(self.registry, probes or Probes(), host, port)
 
 
 def _samples(metric: Any, suffix: str) -> Iterator[Any]:
@@ -212,22 +199,3 @@ def _samples(metric: Any, suffix: str) -> Iterator[Any]:
         for sample in family.samples:
             if sample.name == family.name + suffix:
                 yield sample
-
-
-class MetricsServer:
-    """The running metrics endpoint."""
-
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
-        self._server = server
-        self._thread = thread
-
-    @property
-    def port(self) -> int:
-        """The port bound."""
-        return int(self._server.server_port)
-
-    def stop(self) -> None:
-        """Close the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

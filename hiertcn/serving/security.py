@@ -6,13 +6,15 @@ here needs ``admin``. The web page's doors ask the same :class:`AccessControl`.
 """
 
 import asyncio
-import inspect
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import grpc
 
 from hiertcn.errors import HiertcnError
+from hiertcn.serving.handlers import around
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.rate_limit import RateLimiter
@@ -122,7 +124,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
         except HiertcnError as error:
             self._count(method, error)
-            return _before(handler, _refusing(error), parses=False)
+            return around(handler, _refusing(error), parses=False)
         if not self._access.limits_rate:
             return handler
         if handler.request_streaming:
@@ -132,16 +134,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     await self._access.pace(caller or _peer(context))
                     yield request
 
-            return _before(handler, _nothing, requests_through=paced)
+            return around(handler, _nothing, requests_through=paced)
 
-        async def admit(context: Any) -> None:
+        @contextlib.asynccontextmanager
+        async def admit(context: Any) -> AsyncIterator[None]:
             try:
                 self._access.admit(caller or _peer(context))
             except HiertcnError as error:
                 self._count(method, error)
                 await context.abort(status_of(error), str(error))
+            yield
 
-        return _before(handler, admit)
+        return around(handler, admit)
 
     def _count(self, method: str, error: HiertcnError) -> None:
         self._metrics.requests.labels(method.rpartition("/")[2], status_of(error).name).inc()
@@ -154,65 +158,18 @@ def scope_of(method: str) -> Scope:
     return METHOD_SCOPES.get(method, Scope.ADMIN)
 
 
-async def _nothing(context: Any) -> None:
-    pass
+@contextlib.asynccontextmanager
+async def _nothing(context: Any) -> AsyncIterator[None]:
+    yield
 
 
-def _refusing(error: HiertcnError) -> Callable[[Any], Awaitable[None]]:
-    async def refuse(context: Any) -> None:
+def _refusing(error: HiertcnError) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def refuse(context: Any) -> AsyncIterator[None]:
         await context.abort(status_of(error), str(error))
+        yield
 
     return refuse
-
-
-def _before(
-    handler: Any,
-    step: Callable[[Any], Awaitable[None]],
-    *,
-    parses: bool = True,
-    requests_through: Callable[[Any, Any], Any] | None = None,
-) -> Any:
-    """The handler with ``step(context)`` ahead of it.
-
-    ``parses=False`` leaves the request as bytes; a stream of requests goes through
-    ``requests_through(requests, context)``.
-    """
-    kind = _KINDS[handler.request_streaming, handler.response_streaming]
-    inner = getattr(handler, kind)
-    wrapped: Any
-    if inspect.isasyncgenfunction(inner):
-
-        async def wrapped_generator(request: Any, context: Any) -> AsyncIterator[Any]:
-            await step(context)
-            if requests_through is not None:
-                request = requests_through(request, context)
-            async for reply in inner(request, context):
-                yield reply
-
-        wrapped = wrapped_generator
-    else:
-
-        async def wrapped_call(request: Any, context: Any) -> Any:
-            await step(context)
-            if requests_through is not None:
-                request = requests_through(request, context)
-            return await inner(request, context)
-
-        wrapped = wrapped_call
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(
-        wrapped,
-        request_deserializer=handler.request_deserializer if parses else None,
-        response_serializer=handler.response_serializer,
-    )
-
-
-_KINDS: Final = {
-    (False, False): "unary_unary",
-    (False, True): "unary_stream",
-    (True, False): "stream_unary",
-    (True, True): "stream_stream",
-}
 
 
 def _authorization(metadata: Any) -> str | None:
