@@ -228,6 +228,7 @@ PARAMETERS: Final = (
         name="align_items",
         default=False,
         group=_GRAPH,
+        unit="true or false",
         help="Rotate the new embeddings to lie closest to those that serve (orthogonal "
         "Procrustes). The report says how far they lie either way.",
     ),
@@ -237,6 +238,14 @@ PARAMETERS: Final = (
         group=_GRAPH,
         unit="float16 or float32",
         help="Element type of the item table.",
+    ),
+    Parameter(
+        name="neighbor_vectors",
+        default="float16",
+        choices=("float16", "int8"),
+        group=_GRAPH,
+        help="How the nearest-neighbor index stores vectors. int8 takes half the memory, and its "
+        "candidates are ordered by the item table's own vectors.",
     ),
     Parameter(
         name="configuration",
