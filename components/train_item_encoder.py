@@ -9,7 +9,7 @@ def train_item_encoder(
     item_dim: int,
     encoder_pooling: str,
     encoder_epochs: int,
-    align_items: bool,
+    align_items: str,
     seed: int,
     checkpoint_store: str,
     repository: str,
@@ -28,7 +28,7 @@ def train_item_encoder(
         item_dim: coordinates of an embedding.
         encoder_pooling: importance, mean, max or graphsage.
         encoder_epochs: at most this many epochs.
-        align_items: rotate the embeddings to lie closest to the serving release's.
+        align_items: no, or procrustes: rotate the embeddings to lie closest to those that serve.
         seed: seed of walks, features, weights and batches.
         checkpoint_store: folder for the checkpoint of an unfinished training; empty for none.
         repository: release repository that holds the serving release.
@@ -110,7 +110,7 @@ def train_item_encoder(
                     neighborhoods,
                     ItemTable.open(parent / "item_table"),
                     folder,
-                    align=align_items,
+                    align=align_items == "procrustes",
                     seed=seed,
                 )
         item_encoder.metadata.update(

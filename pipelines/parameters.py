@@ -226,11 +226,11 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="align_items",
-        default=False,
+        default="no",
+        choices=("no", "procrustes"),
         group=_GRAPH,
-        unit="true or false",
         help="Rotate the new embeddings to lie closest to those that serve (orthogonal "
-        "Procrustes). The report says how far they lie either way.",
+        "Procrustes); the report says how far they lie either way.",
     ),
     Parameter(
         name="item_table_dtype",
