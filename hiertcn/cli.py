@@ -29,6 +29,31 @@ Address = Annotated[
     str,
     typer.Option(envvar="HIERTCN_ADDRESS", help="host:port of the sidecar's gRPC door."),
 ]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HIERTCN_TLS_CA",
+        help="PEM certificates of the authorities that may sign the sidecar's; turns TLS on.",
+        show_default="plain text",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HIERTCN_TLS_CERT", help="PEM certificate of this client.", show_default=False
+    ),
+]
+TlsKey = Annotated[
+    Path | None, typer.Option(envvar="HIERTCN_TLS_KEY", help="Its PEM key.", show_default=False)
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HIERTCN_TOKEN_FILE",
+        help="File whose first line ends in the bearer token.",
+        show_default="no token",
+    ),
+]
 TimeoutS = Annotated[
     float, typer.Option("--timeout", help="Longest wait for an answer, in seconds.", min=0.01)
 ]
@@ -97,9 +122,73 @@ def serve(
             min=0,
         ),
     ] = 1.0,
+    max_in_flight: Annotated[
+        int,
+        typer.Option(
+            help="Requests in flight at which the next is refused (RESOURCE_EXHAUSTED).", min=1
+        ),
+    ] = 256,
     journal_entries: Annotated[
         int, typer.Option(help="Most interactions kept in one user's record.", min=1)
     ] = 4096,
+    max_new_items: Annotated[
+        int,
+        typer.Option(
+            help="Most items from 'hiertcn items upsert' that no release knows yet.", min=1
+        ),
+    ] = 100_000,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="PEM certificate; serves TLS.", show_default="plain text"),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its PEM key, without a password.", show_default=False)
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM certificates of the authorities that clients' certificates must come from "
+            "(mutual TLS).",
+            show_default="clients need none",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bearer tokens, lines 'scope[,scope] token' with scopes read, write and admin; "
+            "read again when it changes.",
+            show_default="no token needed",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        float,
+        typer.Option(
+            help="Requests a second of each token, client certificate or address; 0 is no limit.",
+            min=0,
+        ),
+    ] = 0.0,
+    max_message_bytes: Annotated[
+        int, typer.Option(help="Largest request and reply, in bytes.", min=1024)
+    ] = 16 << 20,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Serve the web page (extra: ui) on --ui-port.")
+    ] = False,
+    ui_port: Annotated[
+        int, typer.Option(help="HTTP port of the web page; 0 takes any free one.")
+    ] = 8080,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="http://host:port of an OpenTelemetry collector's gRPC door (extra: tracing).",
+            show_default="no traces",
+        ),
+    ] = None,
+    trace_sampling: Annotated[
+        float,
+        typer.Option(
+            help="Share of the requests without a caller's trace that are traced.", min=0, max=1
+        ),
+    ] = 0.01,
 ) -> None:
     """Start Triton and the sidecar, and serve until SIGTERM or Ctrl-C."""
     from hiertcn.release.repository import ReleaseRepository
@@ -121,7 +210,18 @@ def serve(
                 metrics_port=None if metrics_port == -1 else metrics_port,
                 model_deadline_s=model_deadline_ms / 1000,
                 batch_delay_s=batch_delay_ms / 1000,
+                max_in_flight=max_in_flight,
                 journal_entries=journal_entries,
+                max_new_items=max_new_items,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                tls_client_ca=tls_client_ca,
+                token_file=token_file,
+                rate_limit=rate_limit,
+                max_message_bytes=max_message_bytes,
+                ui_port=ui_port if ui else None,
+                otlp_endpoint=otlp_endpoint,
+                trace_sampling=trace_sampling,
             ),
             triton_url=triton_url,
             triton_grpc_port=triton_grpc_port,
@@ -141,6 +241,23 @@ def recommend(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Never return this item id; repeat it.")
     ] = None,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave out what the user has interacted with.")
+    ] = False,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Condition on an item's attribute: column=value, column!=value, column>=value or "
+            "column<=value; repeat it. Several values of one column are alternatives.",
+        ),
+    ] = None,
+    deadline_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="Milliseconds after which a simpler ranking answers instead of the model.", min=1
+        ),
+    ] = None,
     timestamp: Annotated[
         str | None,
         typer.Option(
@@ -150,18 +267,28 @@ def recommend(
     ] = None,
     address: Address = "127.0.0.1:50051",
     timeout_s: TimeoutS = 5.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a running sidecar for recommendations."""
+    from hiertcn.cli_filters import read_filters
+    from hiertcn.serving.access import Access
     from hiertcn.serving.client import RecommenderClient
 
     timestamp_us = _time_us(timestamp, "--timestamp") if timestamp is not None else None
-    with RecommenderClient(address, timeout_s=timeout_s) as client:
+    access = Access(tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file)
+    with RecommenderClient(address, timeout_s=timeout_s, access=access) as client:
         found = client.recommend(
             user,
             k=k,
             candidates=candidate or None,
             exclude=exclude or (),
+            exclude_seen=exclude_seen,
+            filters=read_filters(filter_ or ()),
+            deadline_ms=deadline_ms,
             timestamp_us=timestamp_us,
         )
     if as_json:
@@ -208,9 +335,14 @@ def record(
     event_type: Annotated[str, typer.Option(help="Its type.", show_default="none")] = "",
     address: Address = "127.0.0.1:50051",
     timeout_s: TimeoutS = 5.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Record interactions; when it returns they are on the sidecar's disk."""
+    from hiertcn.serving.access import Access
     from hiertcn.serving.client import Interaction, RecommenderClient
     from hiertcn.serving.interactions_file import read_interactions
 
@@ -220,7 +352,8 @@ def record(
         raise InputError("--user and --item belong together; one of them is missing")
     accepted = duplicates = late = 0
     unknown: dict[str, None] = {}
-    with RecommenderClient(address, timeout_s=timeout_s) as client:
+    access = Access(tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file)
+    with RecommenderClient(address, timeout_s=timeout_s, access=access) as client:
         if file is not None:
             batches = read_interactions(file)
         else:

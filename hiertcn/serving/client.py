@@ -7,116 +7,55 @@
 
 Every call has a deadline. Calls are retried when the sidecar is unavailable, which is safe: an
 interaction without a time gets the client's clock before it is sent, so a second attempt is
-recognised and recorded once. Times are microseconds since the epoch, UTC; None means now.
+recognised and recorded once. A sidecar that does not answer is soon not asked any more, but now and
+then (``client_calls.py``). Times are microseconds since the epoch, UTC; None means now.
 """
 
-import contextlib
-import json
+import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import grpc
 
-from hiertcn.errors import (
-    HiertcnError,
-    InputError,
-    OverloadError,
-    PermissionDeniedError,
-    ReleaseError,
-    ServingError,
-    UnauthenticatedError,
-)
+from hiertcn.serving import client_messages as messages
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import recommender_pb2_grpc as pb_grpc
 from hiertcn.serving.access import Access
+from hiertcn.serving.breaker import CircuitBreaker
+from hiertcn.serving.client_calls import CallOutcomes, channel_options, is_retried
+from hiertcn.serving.client_messages import (
+    Filter,
+    Interaction,
+    JournalEntry,
+    Recommendation,
+    RecordResult,
+    Release,
+    Releases,
+    ScoredItem,
+    User,
+)
+from hiertcn.serving.client_stream import StreamedRequests
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "AsyncRecommenderClient",
+    "Filter",
+    "Interaction",
+    "JournalEntry",
+    "Recommendation",
+    "RecommenderClient",
+    "RecordResult",
+    "Release",
+    "Releases",
+    "ScoredItem",
+    "User",
+]
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 
-_MAX_MESSAGE_BYTES: Final = 16 << 20
 _ACTIVATION_TIMEOUT_S: Final = 600.0
-
-
-class ScoredItem(NamedTuple):
-    """One recommended item; scores compare only within one reply."""
-
-    item_id: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """A reply, best item first; everything in it was computed from ``release``.
-
-    ``fallback`` says that the model could not be asked in time and a simpler ranking was used.
-    """
-
-    release: int
-    items: list[ScoredItem]
-    unknown_items: list[str]
-    fallback: bool
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """One interaction to record; a retry with the same ``idempotency_key`` counts once."""
-
-    user_id: str
-    item_id: str
-    timestamp_us: int | None = None
-    idempotency_key: str = ""
-    event_type: str = ""
-
-
-@dataclass(frozen=True)
-class RecordResult:
-    """What became of recorded interactions; ``late`` and ``unknown_items`` are accepted ones."""
-
-    accepted: int
-    duplicates: int
-    late: int
-    unknown_items: list[str]
-
-
-@dataclass(frozen=True)
-class JournalEntry:
-    """An interaction the sidecar holds; ``known_item`` is false if the release lacks the item."""
-
-    item_id: str
-    timestamp_us: int
-    late: bool
-    known_item: bool
-
-
-@dataclass(frozen=True)
-class User:
-    """What the sidecar holds of a user; ``folded_until_us`` is None for the start state."""
-
-    release: int
-    folded_until_us: int | None
-    open_session: list[JournalEntry]
-    journal: list[JournalEntry]
-    state_norm: float
-
-
-@dataclass(frozen=True)
-class Release:
-    """One line of the sidecar's release list."""
-
-    number: int
-    is_current: bool
-    is_previous: bool
-    watermark_us: int
-
-
-@dataclass(frozen=True)
-class Releases:
-    """The complete releases, newest first, and the one that answers."""
-
-    serving: int
-    releases: list[Release]
 
 
 class RecommenderClient:
@@ -127,7 +66,14 @@ class RecommenderClient:
         ReleaseError: a release must not be activated.
         UnauthenticatedError, PermissionDeniedError: the token is wrong or lacks a scope.
         OverloadError: a limit is reached; try again later.
-        ServingError: the sidecar does not answer within ``timeout_s`` seconds, or failed.
+        DeadlineError: the sidecar does not answer within ``timeout_s`` seconds.
+        ServingError: it is not there or failed, or the breaker is open.
+
+    Args:
+        address: ``host:port`` of the sidecar.
+        timeout_s: longest that a call may take, its retries included.
+        access: TLS and token, none by default.
+        breaker: decides when calls are given up; share one between clients of one sidecar.
     """
 
     def __init__(
@@ -136,11 +82,13 @@ class RecommenderClient:
         *,
         timeout_s: float = 5.0,
         access: Access | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         self.address = address
+        self._outcomes = CallOutcomes(address, breaker)
         self._timeout_s = timeout_s
         self._access = access or Access()
-        self._channel: Any = self._access.channel(address, _channel_options())
+        self._channel: Any = self._access.channel(address, channel_options())
         self._recommender: Any = pb_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
         self._releases: Any = pb_grpc.ReleasesStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -162,21 +110,78 @@ class RecommenderClient:
         k: int = 10,
         candidates: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
+        exclude_seen: bool = False,
+        filters: Iterable[Filter] = (),
+        deadline_ms: int | None = None,
         timestamp_us: int | None = None,
     ) -> Recommendation:
-        """Rank ``candidates``, or the catalogue if None, and return the ``k`` best."""
-        request = _recommend_request(user_id, k, candidates, exclude, timestamp_us)
-        return _recommendation(self._call(self._recommender.Recommend, request))
+        """Rank ``candidates``, or the catalogue if None, and return the ``k`` best.
+
+        Args:
+            user_id: for whom.
+            k: how many items, 1 to 1000.
+            candidates: items to rank, at most 10,000.
+            exclude: items never to return, at most 10,000.
+            exclude_seen: leave out what the user has interacted with.
+            filters: conditions that the items must pass, at most 16.
+            deadline_ms: a simpler ranking answers rather than the model later than this.
+            timestamp_us: as of when.
+        """
+        request = messages.recommend_request(
+            user_id,
+            k=k,
+            candidates=candidates,
+            exclude=exclude,
+            exclude_seen=exclude_seen,
+            filters=filters,
+            deadline_ms=deadline_ms,
+            timestamp_us=timestamp_us,
+        )
+        return messages.recommendation(self._call(self._recommender.Recommend, request))
 
     def record(self, interactions: Sequence[Interaction]) -> RecordResult:
         """Record interactions; when this returns they are on the sidecar's disk."""
-        return _record_result(
-            self._call(self._recommender.RecordInteractions, _record_request(interactions))
-        )
+        request = messages.record_request(interactions)
+        return messages.record_result(self._call(self._recommender.RecordInteractions, request))
+
+    def record_stream(
+        self, batches: Iterable[Sequence[Interaction]], *, timeout_s: float | None = None
+    ) -> Iterator[RecordResult]:
+        """Record batches through one call, which is several times faster than one call each.
+
+        Yields what became of each batch, in their order, once it is on the sidecar's disk. When the
+        call breaks off, what is unanswered is sent again.
+
+        Args:
+            batches: 1 to 10,000 interactions each; drawn a few batches ahead, on another thread.
+            timeout_s: longest that one call may take, None for as long as there are batches.
+        """
+        requests = StreamedRequests(map(messages.record_request, batches))
+        while True:
+            self._outcomes.check()
+            call = self._recommender.StreamInteractions(
+                requests.draw(), timeout=timeout_s, metadata=self._access.metadata()
+            )
+            try:
+                for reply in call:
+                    requests.answered()
+                    self._outcomes.answered()
+                    yield messages.record_result(reply)
+                requests.raise_error()
+                return
+            except grpc.RpcError as error:
+                wait_s = requests.wait_s() if is_retried(error) else None
+                found = self._outcomes.error(error)
+                if wait_s is None:
+                    raise found from None
+                time.sleep(wait_s)
+            finally:
+                call.cancel()
 
     def get_user(self, user_id: str) -> User | None:
         """What the sidecar holds of a user; None for an unknown one."""
-        return _user(self._call(self._recommender.GetUser, pb.GetUserRequest(user_id=user_id)))
+        request = pb.GetUserRequest(user_id=user_id)
+        return messages.user(self._call(self._recommender.GetUser, request))
 
     def delete_user(self, user_id: str) -> bool:
         """Forget a user; return whether anything was known."""
@@ -185,7 +190,8 @@ class RecommenderClient:
 
     def releases(self) -> Releases:
         """The complete releases."""
-        return _release_list(self._call(self._releases.ListReleases, pb.ListReleasesRequest()))
+        request = pb.ListReleasesRequest()
+        return messages.release_list(self._call(self._releases.ListReleases, request))
 
     def activate(self, release: int) -> int:
         """Serve a release; return its number once it answers."""
@@ -204,14 +210,17 @@ class RecommenderClient:
         self._channel.close()
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        self._outcomes.check()
         try:
-            return method(
+            reply = method(
                 request,
                 timeout=timeout_s or self._timeout_s,
                 metadata=self._access.metadata(),
             )
         except grpc.RpcError as error:
-            raise _failure(error, self.address) from None
+            raise self._outcomes.error(error) from None
+        self._outcomes.answered()
+        return reply
 
 
 class AsyncRecommenderClient:
@@ -223,11 +232,13 @@ class AsyncRecommenderClient:
         *,
         timeout_s: float = 5.0,
         access: Access | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         self.address = address
+        self._outcomes = CallOutcomes(address, breaker)
         self._timeout_s = timeout_s
         self._access = access or Access()
-        self._channel: Any = self._access.aio_channel(address, _channel_options())
+        self._channel: Any = self._access.aio_channel(address, channel_options())
         self._recommender: Any = pb_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
         self._releases: Any = pb_grpc.ReleasesStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -249,22 +260,60 @@ class AsyncRecommenderClient:
         k: int = 10,
         candidates: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
+        exclude_seen: bool = False,
+        filters: Iterable[Filter] = (),
+        deadline_ms: int | None = None,
         timestamp_us: int | None = None,
     ) -> Recommendation:
-        """Rank ``candidates``, or the catalogue if None, and return the ``k`` best."""
-        request = _recommend_request(user_id, k, candidates, exclude, timestamp_us)
-        return _recommendation(await self._call(self._recommender.Recommend, request))
+        """Rank as the blocking client does."""
+        request = messages.recommend_request(
+            user_id,
+            k=k,
+            candidates=candidates,
+            exclude=exclude,
+            exclude_seen=exclude_seen,
+            filters=filters,
+            deadline_ms=deadline_ms,
+            timestamp_us=timestamp_us,
+        )
+        return messages.recommendation(await self._call(self._recommender.Recommend, request))
 
     async def record(self, interactions: Sequence[Interaction]) -> RecordResult:
         """Record interactions; when this returns they are on the sidecar's disk."""
-        return _record_result(
-            await self._call(self._recommender.RecordInteractions, _record_request(interactions))
-        )
+        request = messages.record_request(interactions)
+        reply = await self._call(self._recommender.RecordInteractions, request)
+        return messages.record_result(reply)
+
+    async def record_stream(
+        self, batches: Iterable[Sequence[Interaction]], *, timeout_s: float | None = None
+    ) -> AsyncIterator[RecordResult]:
+        """Record batches through one call, as the blocking client does."""
+        requests = StreamedRequests(map(messages.record_request, batches))
+        while True:
+            self._outcomes.check()
+            call = self._recommender.StreamInteractions(
+                requests.draw_async(), timeout=timeout_s, metadata=self._access.metadata()
+            )
+            try:
+                async for reply in call:
+                    requests.answered()
+                    self._outcomes.answered()
+                    yield messages.record_result(reply)
+                requests.raise_error()
+                return
+            except grpc.RpcError as error:
+                wait_s = requests.wait_s() if is_retried(error) else None
+                found = self._outcomes.error(error)
+                if wait_s is None:
+                    raise found from None
+                await asyncio.sleep(wait_s)
+            finally:
+                call.cancel()
 
     async def get_user(self, user_id: str) -> User | None:
         """What the sidecar holds of a user; None for an unknown one."""
         request = pb.GetUserRequest(user_id=user_id)
-        return _user(await self._call(self._recommender.GetUser, request))
+        return messages.user(await self._call(self._recommender.GetUser, request))
 
     async def delete_user(self, user_id: str) -> bool:
         """Forget a user; return whether anything was known."""
@@ -274,7 +323,7 @@ class AsyncRecommenderClient:
     async def releases(self) -> Releases:
         """The complete releases."""
         request = pb.ListReleasesRequest()
-        return _release_list(await self._call(self._releases.ListReleases, request))
+        return messages.release_list(await self._call(self._releases.ListReleases, request))
 
     async def activate(self, release: int) -> int:
         """Serve a release; return its number once it answers."""
@@ -293,142 +342,14 @@ class AsyncRecommenderClient:
         await self._channel.close()
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        self._outcomes.check()
         try:
-            return await method(
+            reply = await method(
                 request,
                 timeout=timeout_s or self._timeout_s,
                 metadata=self._access.metadata(),
             )
         except grpc.RpcError as error:
-            raise _failure(error, self.address) from None
-
-
-def _channel_options() -> list[tuple[str, Any]]:
-    retry = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.05s",
-        "maxBackoff": "0.5s",
-        "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    services = [{"service": f"hiertcn.v1.{name}"} for name in ("Recommender", "Releases")]
-    return [
-        (
-            "grpc.service_config",
-            json.dumps({"methodConfig": [{"name": services, "retryPolicy": retry}]}),
-        ),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ]
-
-
-def _recommend_request(
-    user_id: str,
-    k: int,
-    candidates: Iterable[str] | None,
-    exclude: Iterable[str],
-    timestamp_us: int | None,
-) -> pb.RecommendRequest:
-    with _encoding("the recommend request"):
-        return pb.RecommendRequest(
-            user_id=user_id,
-            k=k,
-            candidates=candidates or (),
-            candidates_only=candidates is not None,
-            exclude=exclude,
-            timestamp_us=timestamp_us or 0,
-        )
-
-
-def _record_request(interactions: Sequence[Interaction]) -> pb.RecordInteractionsRequest:
-    now_us = time.time_ns() // 1000
-    request = pb.RecordInteractionsRequest()
-    for place, interaction in enumerate(interactions):
-        with _encoding(f"interactions[{place}]"):
-            request.interactions.add(
-                user_id=interaction.user_id,
-                item_id=interaction.item_id,
-                timestamp_us=(
-                    now_us if interaction.timestamp_us is None else interaction.timestamp_us
-                ),
-                idempotency_key=interaction.idempotency_key,
-                event_type=interaction.event_type,
-            )
-    return request
-
-
-@contextlib.contextmanager
-def _encoding(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{what} cannot be sent ({error}); expected text ids and whole microseconds"
-        ) from None
-
-
-def _recommendation(reply: Any) -> Recommendation:
-    return Recommendation(
-        release=reply.release,
-        items=[ScoredItem(item.item_id, item.score) for item in reply.items],
-        unknown_items=list(reply.unknown_items),
-        fallback=reply.fallback,
-    )
-
-
-def _record_result(reply: Any) -> RecordResult:
-    return RecordResult(
-        accepted=reply.accepted,
-        duplicates=reply.duplicates,
-        late=reply.late,
-        unknown_items=list(reply.unknown_items),
-    )
-
-
-def _user(reply: Any) -> User | None:
-    if not reply.known:
-        return None
-    return User(
-        release=reply.release,
-        folded_until_us=reply.folded_until_us if reply.HasField("folded_until_us") else None,
-        open_session=[_journal_entry(entry) for entry in reply.open_session],
-        journal=[_journal_entry(entry) for entry in reply.journal],
-        state_norm=reply.state_norm,
-    )
-
-
-def _journal_entry(entry: Any) -> JournalEntry:
-    return JournalEntry(entry.item_id, entry.timestamp_us, entry.late, entry.known_item)
-
-
-def _release_list(reply: Any) -> Releases:
-    return Releases(
-        serving=reply.serving,
-        releases=[
-            Release(
-                number=release.release,
-                is_current=release.current,
-                is_previous=release.previous,
-                watermark_us=release.watermark_us,
-            )
-            for release in reply.releases
-        ],
-    )
-
-
-def _failure(error: Any, address: str) -> HiertcnError:
-    code, details = error.code(), error.details()
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return InputError(details)
-    if code == grpc.StatusCode.FAILED_PRECONDITION:
-        return ReleaseError(details)
-    if code == grpc.StatusCode.UNAUTHENTICATED:
-        return UnauthenticatedError(details)
-    if code == grpc.StatusCode.PERMISSION_DENIED:
-        return PermissionDeniedError(details)
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadError(details)
-    return ServingError(
-        f"the sidecar at {address} did not answer ({code.name}: {details}); see whether "
-        "'hiertcn serve' runs there"
-    )
+            raise self._outcomes.error(error) from None
+        self._outcomes.answered()
+        return reply

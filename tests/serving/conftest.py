@@ -202,6 +202,12 @@ def toy_repository(tmp_path: Path) -> ToyRepository:
     return ToyRepository(tmp_path / "repository")
 
 
+@pytest.fixture(scope="session")
+def new_toys() -> Callable[[Path], ToyRepository]:
+    """Makes a repository for toy releases in a folder."""
+    return ToyRepository
+
+
 @pytest.fixture(scope="module")
 def shared_toy(tmp_path_factory: pytest.TempPathFactory) -> ToyRepository:
     """One repository with one active release for all tests of a module that do not change it."""
@@ -234,10 +240,9 @@ def start_sidecar(tmp_path: Path) -> Iterator[StartSidecar]:
     def start(toys: ToyRepository, triton_url: str, **options: Any) -> RunningSidecar:
         options.setdefault("state_dir", tmp_path / "state")
         options.setdefault("model_deadline_s", 5.0)
+        options.setdefault("port", 0)
         running.append(
-            RunningSidecar(
-                SidecarOptions(repository=toys.root, triton_url=triton_url, port=0, **options)
-            )
+            RunningSidecar(SidecarOptions(repository=toys.root, triton_url=triton_url, **options))
         )
         return running[-1]
 
