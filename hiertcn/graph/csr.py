@@ -11,6 +11,7 @@ Rows are item rows. An item without neighbors has an empty range. Opening maps t
 time at any size, and processes share the pages.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -95,6 +96,41 @@ class CSR:
                 f"weights but its {_INDPTR_FILE} does not end there; build the item graph again"
             )
         return cls(indptr, indices, weights)
+
+
+def write_csr(
+    directory: Path,
+    edges: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    items: int,
+    count: int,
+) -> None:
+    """Write a graph whose edges come in pieces, without holding them.
+
+    Args:
+        directory: existing folder.
+        edges: pieces of (rows, neighbors, weights), each [n]; rows ascend through all pieces.
+        items: number of items.
+        count: number of edges in all pieces.
+    """
+    indptr = np.zeros(items + 1, np.int64)
+    indices = _new_array(directory / _INDICES_FILE, np.int32, count)
+    weights = _new_array(directory / _WEIGHTS_FILE, np.float32, count)
+    start = 0
+    for rows, neighbors, row_weights in edges:
+        stop = start + len(rows)
+        indices[start:stop] = neighbors
+        weights[start:stop] = row_weights
+        row, degree = np.unique(rows, return_counts=True)
+        indptr[row + 1] += degree
+        start = stop
+    np.save(directory / _INDPTR_FILE, np.cumsum(indptr))
+
+
+def _new_array(path: Path, dtype: type[np.generic], length: int) -> NDArray[Any]:
+    if not length:
+        # An empty file cannot be mapped for writing.
+        np.save(path, np.empty(0, dtype))
+    return np.lib.format.open_memmap(path, "w+" if length else "r", dtype, (length,))
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

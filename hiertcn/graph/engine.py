@@ -1,13 +1,18 @@
-"""The DuckDB connection that graph queries run on: bounded memory, spilling beside the output.
+"""The engine that graph queries run on: DuckDB, out of core in this process, or Spark.
 
-Queries themselves are Ibis expressions and know nothing of DuckDB.
+Queries are Ibis expressions and know neither; both engines give the same rows. What differs is
+here: how parquet is read, what "computed once" means, and how an ordered result comes back without
+passing through memory as a whole.
 """
 
 import contextlib
+import fcntl
+import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import duckdb
 import ibis
@@ -15,70 +20,187 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError
+from hiertcn.events.columns import DATE
 from hiertcn.graph.options import GraphOptions
 
-_SPILL_FOLDER: Final = "SELECT current_setting('temp_directory')"
+_SPILL_PREFIX: Final = ".spill-"
+_LOCK_FILE: Final = "lock"
+
+
+class OrderedRows:
+    """The result of an ordered query, in files; whoever asked for it reads it once.
+
+    Attributes:
+        count: number of rows.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self.count: int = sum(pq.read_metadata(file).num_rows for file in files)
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order, at most ``rows`` at a time."""
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=rows)
+
+
+class GraphEngine(Protocol):
+    """What graph queries need of an engine."""
+
+    @property
+    def prefers_codes(self) -> bool:
+        """Whether texts are worth replacing by integers before sorting and joining them.
+
+        It takes a numbering of all distinct ids, which is cheap in one process and a bottleneck
+        on a cluster.
+        """
+        ...
+
+    def read(self, files: Sequence[Path]) -> ibis.Table:
+        """Return the rows of parquet files of one schema."""
+        ...
+
+    def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
+        """Like :meth:`read`, of ``folder/date=YYYY-MM-DD/...``, with ``date`` as a text column."""
+        ...
+
+    def table(self, rows: pa.Table) -> ibis.Table:
+        """Return rows of this process as a table of the engine."""
+        ...
+
+    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
+        """Return a table that is computed once however often it is used."""
+        ...
+
+    def ordered(self, expression: ibis.Table) -> contextlib.AbstractContextManager[OrderedRows]:
+        """Compute an ordered expression; the rows lie on disk until the block ends."""
+        ...
 
 
 @contextlib.contextmanager
-def connect(options: GraphOptions, spill_beside: Path) -> Iterator[Any]:
-    """Yield an Ibis backend whose spill folder lies beside ``spill_beside`` and goes at the end.
+def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
+    """Yield the engine of ``options``; its spill folder lies beside ``spill_beside``.
+
+    The folder goes at the end; one that a killed process left goes at the next start.
 
     Raises:
-        InputError: the limits are not DuckDB's, or memory or disk ran out inside the block.
+        InputError: the engine is not installed or refuses its limits, or memory or disk ran out
+            inside the block.
     """
-    spill_beside.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".spill-", dir=spill_beside.parent) as spill:
-        settings: dict[str, Any] = {
-            "memory_limit": options.memory_limit,
-            "temp_directory": spill,
-            # Results come ordered by explicit ORDER BY only; this lets big queries stream.
-            "preserve_insertion_order": False,
-        }
-        if options.threads:
-            settings["threads"] = options.threads
-        try:
-            backend: Any = ibis.duckdb.connect(**settings)
-        except duckdb.Error as error:
-            raise InputError(
-                f"DuckDB refused memory_limit {options.memory_limit!r} and threads "
-                f"{options.threads} ({_first_line(error)}); expected a size such as '4GB'"
-            ) from error
-        try:
-            # Else a UTC day would begin at this machine's midnight.
-            backend.raw_sql("SET TimeZone = 'UTC'")
-            backend.raw_sql("SET enable_progress_bar = false")
-            yield backend
-        except duckdb.OutOfMemoryException as error:
-            raise InputError(
-                f"the graph query ran out of its memory_limit of {options.memory_limit} or of disk "
-                f"under {spill_beside.parent} ({_first_line(error)}); raise memory_limit, free "
-                "disk space, or lower chunk_events"
-            ) from error
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            raise InputError(
-                f"the graph query could not read or write a file ({_first_line(error)}); restore "
-                "or rebuild the file it names and run again"
-            ) from error
-        finally:
-            backend.disconnect()
+    with _spill_folder(spill_beside.parent) as spill:
+        if options.engine == "spark":
+            from hiertcn.graph.spark import connect_spark
+
+            with connect_spark(options, spill) as spark:
+                yield spark
+        else:
+            with _connect_duckdb(options, spill) as engine:
+                yield engine
 
 
-def ordered_batches(
-    backend: Any, expression: ibis.Table, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield an ordered expression's rows in batches of at most ``batch_rows``, in its order.
+class DuckDBEngine:
+    """DuckDB inside this process."""
 
-    They pass through a parquet file in a temporary folder: Ibis 12 asks DuckDB 2 for a reader
-    that it no longer has, and a file bounds memory on any engine.
-    """
-    with tempfile.TemporaryDirectory(
-        prefix=".rows-", dir=backend.raw_sql(_SPILL_FOLDER).fetchone()[0]
-    ) as folder:
-        path = Path(folder) / "rows.parquet"
-        backend.to_parquet(expression, path)
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=batch_rows)
+    prefers_codes = True
+
+    def __init__(self, backend: Any, spill: Path) -> None:
+        self._backend = backend
+        self._spill = spill
+
+    def read(self, files: Sequence[Path]) -> ibis.Table:
+        """See :class:`GraphEngine`."""
+        return self._backend.read_parquet([str(file) for file in files], hive_partitioning=False)
+
+    def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
+        """See :class:`GraphEngine`."""
+        table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=True)
+        return table.mutate(**{DATE: table[DATE].cast("string")})
+
+    def table(self, rows: pa.Table) -> ibis.Table:
+        """See :class:`GraphEngine`."""
+        return ibis.memtable(rows)
+
+    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
+        """See :class:`GraphEngine`."""
+        # By hand: Ibis 12 writes DROP statements without the name of the table.
+        self._backend.raw_sql(f"DROP TABLE IF EXISTS {name}")
+        return self._backend.create_table(name, expression, temp=True)
+
+    @contextlib.contextmanager
+    def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
+        """See :class:`GraphEngine`.
+
+        Through a file: Ibis 12 asks DuckDB 2 for a reader that it no longer has.
+        """
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+            path = Path(folder) / "rows.parquet"
+            self._backend.to_parquet(expression, path)
+            yield OrderedRows([path])
+
+
+@contextlib.contextmanager
+def _connect_duckdb(options: GraphOptions, spill: Path) -> Iterator[DuckDBEngine]:
+    settings: dict[str, Any] = {
+        "memory_limit": options.memory_limit,
+        "temp_directory": str(spill),
+        # Results come ordered by explicit ORDER BY only; this lets big queries stream.
+        "preserve_insertion_order": False,
+    }
+    if options.threads:
+        settings["threads"] = options.threads
+    try:
+        backend: Any = ibis.duckdb.connect(**settings)
+    except duckdb.Error as error:
+        raise InputError(
+            f"DuckDB refused memory_limit {options.memory_limit!r} and threads "
+            f"{options.threads} ({_first_line(error)}); expected a size such as '4GB'"
+        ) from error
+    try:
+        # Else a UTC day would begin at this machine's midnight.
+        backend.raw_sql("SET TimeZone = 'UTC'")
+        backend.raw_sql("SET enable_progress_bar = false")
+        yield DuckDBEngine(backend, spill)
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(
+            f"the graph query ran out of its memory_limit of {options.memory_limit} or of disk "
+            f"under {spill.parent} ({_first_line(error)}); raise memory_limit, free "
+            "disk space, or lower chunk_events"
+        ) from error
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        raise InputError(
+            f"the graph query could not read or write a file ({_first_line(error)}); restore "
+            "or rebuild the file it names, or free disk space, and run again"
+        ) from error
+    finally:
+        backend.disconnect()
+
+
+@contextlib.contextmanager
+def _spill_folder(beside: Path) -> Iterator[Path]:
+    """Yield a folder that is locked while in use, so that the next process knows a dead one's."""
+    beside.mkdir(parents=True, exist_ok=True)
+    for old in beside.glob(f"{_SPILL_PREFIX}*"):
+        with contextlib.suppress(OSError), _locked(old):
+            shutil.rmtree(old, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=_SPILL_PREFIX, dir=beside, ignore_cleanup_errors=True
+        ) as spill,
+        _locked(Path(spill)),
+    ):
+        yield Path(spill)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock file; OSError if another process does."""
+    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

@@ -33,16 +33,15 @@ def decayed_interaction_counts(
     """
     files = event_files(events)
     newest = datetime.date.fromisoformat(options.as_of or max(files))
-    paths = [
-        str(file) for date in sorted(files) if date <= newest.isoformat() for file in files[date]
-    ]
+    paths = [file for date in sorted(files) if date <= newest.isoformat() for file in files[date]]
     counts = np.zeros(len(index), np.float64)
     if not paths:
         return counts.astype(np.float32)
-    with connect(options, events) as backend:
-        table = backend.read_parquet(paths, hive_partitioning=True)
-        day = table[DATE].cast("string")
-        grouped: ibis.Table = table.group_by([day.name("day"), ITEM_ID]).agg(n=table.count())
+    with connect(options, events) as engine:
+        table = engine.read_dated(events, paths)
+        grouped: ibis.Table = table.group_by([table[DATE].name("day"), ITEM_ID]).agg(
+            n=table.count()
+        )
         found: pa.Table = grouped.to_pyarrow()
     ages = np.array(
         [(newest - datetime.date.fromisoformat(date)).days for date in found["day"].to_pylist()]

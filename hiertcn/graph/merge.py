@@ -6,28 +6,29 @@ are kept, so an item may list a neighbor that does not list it back. Sums are ta
 (units of 2^-24), so the result is the same whatever order threads add in, and ties go to the
 lower row.
 
-Cost: one pass over the window's partitions in DuckDB, out of core; then 12 bytes per kept edge in
-memory. A co-interaction whose weight falls below 2^-24 (24 half-lives old) counts nothing.
+Cost: one pass over the window's partitions, out of core; the graph streams to disk. A
+co-interaction whose weight falls below 2^-24 (24 half-lives old) counts nothing.
 """
 
 import datetime
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import ibis
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
 from hiertcn.files import whole_directory, write_json
-from hiertcn.graph.csr import CSR, STATISTICS_FILE
-from hiertcn.graph.edges import COUNT, SOURCE, TARGET, partition_path, stored_dates
-from hiertcn.graph.engine import connect, ordered_batches
+from hiertcn.graph.csr import CSR, STATISTICS_FILE, write_csr
+from hiertcn.graph.edges import partition_path, stored_dates
+from hiertcn.graph.engine import GraphEngine, OrderedRows, connect
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.pairs import COUNT, SOURCE, TARGET
 from hiertcn.items.index import IdIndex
 
 _UNIT: Final = 2.0**-24
@@ -57,38 +58,37 @@ def merge_edges(
     (``jaccard`` is over both days' pairs) or on any earlier day of the window.
 
     Raises:
-        InputError: the store has no partition in the window, or DuckDB ran out of memory or disk.
+        InputError: the store has no partition in the window, or the engine is not installed or ran
+            out of memory or disk.
     """
     dates = _window(store, options)
-    with connect(options, output) as backend:
-        pair = _decayed_pairs(backend, store, index, dates, options)
-        pair = backend.create_table("pair", pair, temp=True)
-        known = pair.filter(pair.source_row >= 0, pair.target_row >= 0)
-        csr = _to_csr(backend, _strongest(known, options.top_n), len(index))
-        counts = pair.aggregate(
-            pairs=pair.count(),
-            pairs_unknown_items=((pair.source_row < 0) | (pair.target_row < 0)).sum(),
-        )
+    with connect(options, output) as engine, whole_directory(output) as aside:
+        pair = engine.keep("pair", _decayed_pairs(engine, store, index, dates, options))
+        counted = _counts(pair)
+        weighty = pair.filter(pair.weight > 0, pair.source_row >= 0, pair.target_row >= 0)
+        with engine.ordered(_strongest(weighty, options.top_n)) as rows:
+            write_csr(aside, _columns(rows), len(index), rows.count)
+        csr = CSR.open(aside)
+        isolated = int((csr.degrees == 0).sum())
         statistics = {
             "items": csr.items,
-            "isolated_items": int((csr.degrees == 0).sum()),
+            "isolated_items": isolated,
             "edges": len(csr.indices),
-            **{name: int(value or 0) for name, value in counts.to_pyarrow().to_pylist()[0].items()},
+            "pairs": counted["pairs"],
+            "pairs_unknown_items": counted["pairs_unknown_items"],
             "first_date": dates[0],
             "last_date": dates[-1],
             "days": len(dates),
             "degree_quantiles": _quantiles(csr.degrees),
             "weight_quantiles": _quantiles(csr.weights),
-            "overlap": _overlap(backend, store, dates),
+            "overlap": _overlap(counted, dates),
         }
-    with whole_directory(output) as aside:
-        csr.write(aside)
         write_json(aside / STATISTICS_FILE, statistics)
     _log.info(
         "wrote the item graph to %s: %d items (%d isolated), %d edges from %d days",
         output,
         csr.items,
-        statistics["isolated_items"],
+        isolated,
         len(csr.indices),
         len(dates),
     )
@@ -111,37 +111,61 @@ def _window(store: Path, options: GraphOptions) -> list[str]:
 
 
 def _decayed_pairs(
-    backend: Any, store: Path, index: IdIndex, dates: list[str], options: GraphOptions
+    engine: GraphEngine, store: Path, index: IdIndex, dates: list[str], options: GraphOptions
 ) -> ibis.Table:
-    """source_row, target_row int32 (-1 unknown), weight int64 in units of 2^-24."""
+    """source_row, target_row int32 (-1 unknown), weight int64 in units of 2^-24, seen: _Seen."""
     newest = datetime.date.fromisoformat(options.as_of or dates[-1])
     ages = [(newest - datetime.date.fromisoformat(date)).days for date in dates]
     decay = [
         0.5 ** (age / options.half_life_days) if options.half_life_days else 1.0 for age in ages
     ]
-    units = ibis.memtable(
-        pa.table({"of_date": dates, "units": [round(factor / _UNIT) for factor in decay]})
+    day = engine.table(
+        pa.table(
+            {
+                "of_date": dates,
+                "units": pa.array([round(factor / _UNIT) for factor in decay], pa.int64()),
+                **{
+                    name: pa.array([int(place == at) for place in range(-len(dates), 0)], pa.int8())
+                    for name, at in (("newest", -1), ("previous", -2))
+                },
+            }
+        )
     )
-    edge = _partitions(backend, store, dates)
-    edge = edge.inner_join(units, edge[DATE] == units.of_date)
-    by_id = edge.group_by(SOURCE, TARGET).agg(weight=(edge[COUNT] * edge.units).sum().cast("int64"))
-    by_id = by_id.filter(by_id.weight > 0)
+    edge = engine.read_dated(store, [partition_path(store, date) for date in dates])
+    edge = edge.inner_join(day, edge[DATE] == day.of_date)
+    by_id = edge.group_by(SOURCE, TARGET).agg(
+        weight=(edge[COUNT] * edge.units).sum().cast("int64"),
+        newest=edge.newest.max(),
+        previous=edge.previous.max(),
+        days=edge.count(),
+    )
     rows = pa.table({"id": index.id_array, "row": np.arange(len(index), dtype=np.int32)})
-    source = ibis.memtable(rows.rename_columns(["source_id", "source_row"]))
-    target = ibis.memtable(rows.rename_columns(["target_id", "target_row"]))
+    source = engine.table(rows.rename_columns(["source_id", "source_row"]))
+    target = engine.table(rows.rename_columns(["target_id", "target_row"]))
     joined = by_id.left_join(source, by_id[SOURCE] == source.source_id)
     joined = joined.left_join(target, joined[TARGET] == target.target_id)
     return joined.select(
+        "weight",
+        "newest",
+        "previous",
+        "days",
         source_row=joined.source_row.fill_null(-1),
         target_row=joined.target_row.fill_null(-1),
-        weight=joined.weight,
     )
 
 
-def _partitions(backend: Any, store: Path, dates: list[str]) -> ibis.Table:
-    paths = [str(partition_path(store, date)) for date in dates]
-    table = backend.read_parquet(paths, hive_partitioning=True)
-    return table.mutate(**{DATE: table[DATE].cast("string")})
+def _counts(pair: ibis.Table) -> dict[str, int]:
+    counts = pair.aggregate(
+        pairs=(pair.weight > 0).sum(),
+        pairs_unknown_items=(
+            (pair.weight > 0) & ((pair.source_row < 0) | (pair.target_row < 0))
+        ).sum(),
+        newest=pair.newest.sum(),
+        previous=pair.previous.sum(),
+        both=((pair.newest > 0) & (pair.previous > 0)).sum(),
+        seen_before=((pair.newest > 0) & (pair.days > 1)).sum(),
+    )
+    return {name: int(value or 0) for name, value in counts.to_pyarrow().to_pylist()[0].items()}
 
 
 def _strongest(pair: ibis.Table, top_n: int) -> ibis.Table:
@@ -155,35 +179,24 @@ def _strongest(pair: ibis.Table, top_n: int) -> ibis.Table:
     return ranked.filter(ranked["rank"] < top_n).order_by("row", "rank")
 
 
-def _to_csr(backend: Any, edges: ibis.Table, items: int) -> CSR:
-    rows, neighbors, weights = [], [], []
-    for batch in ordered_batches(backend, edges, _BATCH_ROWS):
-        rows.append(np.asarray(batch.column("row")).astype(np.int32))
-        neighbors.append(np.asarray(batch.column("neighbor")).astype(np.int32))
-        weights.append((np.asarray(batch.column("weight")) * _UNIT).astype(np.float32))
-    degrees = np.bincount(np.concatenate([np.empty(0, np.int32), *rows]), minlength=items)
-    return CSR(
-        indptr=np.concatenate([[0], np.cumsum(degrees)]).astype(np.int64),
-        indices=np.concatenate([np.empty(0, np.int32), *neighbors]),
-        weights=np.concatenate([np.empty(0, np.float32), *weights]),
-    )
+def _columns(rows: OrderedRows) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    for batch in rows.batches(_BATCH_ROWS):
+        yield (
+            np.asarray(batch.column("row")),
+            np.asarray(batch.column("neighbor")),
+            np.asarray(batch.column("weight")) * _UNIT,
+        )
 
 
-def _overlap(backend: Any, store: Path, dates: list[str]) -> dict[str, Any] | None:
+def _overlap(counted: dict[str, int], dates: list[str]) -> dict[str, Any] | None:
     if len(dates) < 2:
         return None
-    newest, before = dates[-1], dates[-2]
-    new, old = (pq.read_metadata(partition_path(store, day)).num_rows for day in (newest, before))
-    day = _partitions(backend, store, [newest])
-    shared, known = (
-        int(day.semi_join(_partitions(backend, store, others), [SOURCE, TARGET]).count().execute())
-        for others in ([before], dates[:-1])
-    )
+    new, old, both = counted["newest"], counted["previous"], counted["both"]
     return {
-        "date": newest,
-        "previous_date": before,
-        "jaccard": _share(shared, new + old - shared),
-        "seen_before": _share(known, new),
+        "date": dates[-1],
+        "previous_date": dates[-2],
+        "jaccard": _share(both, new + old - both),
+        "seen_before": _share(counted["seen_before"], new),
     }
 
 

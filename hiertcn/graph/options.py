@@ -2,8 +2,11 @@
 
 import datetime
 from dataclasses import dataclass
+from typing import Final
 
 from hiertcn.errors import InputError
+
+ENGINES: Final = ("duckdb", "spark")
 
 _SECONDS_PER_DAY = 86_400
 
@@ -19,8 +22,13 @@ class GraphOptions:
         half_life_days: days after which a co-interaction weighs half; 0 means no decay.
         top_n: neighbors kept per item, by weight.
         as_of: newest date merged, ``YYYY-MM-DD``; empty means the newest partition's date.
-        memory_limit: what DuckDB may hold in memory, such as ``4GB``; the rest spills to disk.
-        threads: DuckDB's threads; 0 means one per core.
+        memory_limit: what DuckDB, or a local Spark, may hold in memory, such as ``4GB``; the rest
+            spills to disk. What Python holds beside it comes on top.
+        threads: of DuckDB or of a local Spark; 0 means one per core.
+        engine: ``duckdb`` or ``spark``, which runs the same queries and gives the same edges.
+        spark_master: where Spark runs: a master URL such as ``spark://host:7077`` or ``yarn``, or
+            a Spark Connect URL ``sc://host:15002``; empty means inside this process. A Spark that
+            runs elsewhere must see the log's and the store's folders under the same paths.
         chunk_events: events per query while partitions are built (a day is never divided).
     """
 
@@ -32,6 +40,8 @@ class GraphOptions:
     as_of: str = ""
     memory_limit: str = "4GB"
     threads: int = 0
+    engine: str = "duckdb"
+    spark_master: str = ""
     chunk_events: int = 5_000_000
 
     def __post_init__(self) -> None:
@@ -50,6 +60,13 @@ class GraphOptions:
         if self.threads < 0:
             raise InputError(
                 f"threads is {self.threads}; expected 0 (one per core) or a number of threads"
+            )
+        if self.engine not in ENGINES:
+            raise InputError(f"engine is {self.engine!r}; expected {' or '.join(ENGINES)}")
+        if self.spark_master and self.engine != "spark":
+            raise InputError(
+                f"spark_master is {self.spark_master!r} but the engine is {self.engine}; choose "
+                "the engine spark, or leave spark_master empty"
             )
         if self.as_of:
             try:

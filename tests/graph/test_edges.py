@@ -56,7 +56,11 @@ def read_store(store):
 def reference(log, window_s, max_followers):
     def order(event):
         user, item, second = event
-        return second, hashlib.md5(f"{user}|{item}|{second}".encode()).hexdigest()
+        user_hash, item_hash = (
+            int(hashlib.md5(text.encode()).hexdigest()[:7], 16) for text in (user, item)
+        )
+        factor = (user_hash + second) % (2**31 - 2) + 1
+        return second, (item_hash + 1) * factor % (2**31 - 1), item
 
     counts = Counter()
     for user in {event[0] for event in log}:
