@@ -30,6 +30,7 @@ from torch_geometric.utils import spmm
 from hiertcn.errors import InputError
 from hiertcn.files import read_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights
+from hiertcn.training.optimizers import DENSE_ITEMS
 
 POOLINGS: Final = ("importance", "mean", "max", "graphsage")
 
@@ -172,7 +173,9 @@ class GraphSAGE(nn.Module):
             self.features = nn.Linear(config.feature_dim, config.hidden)
             self.missing = nn.Parameter(torch.empty(config.hidden))
         if config.id_vectors:
-            self.id_vectors = nn.Embedding(config.items, config.hidden)
+            self.id_vectors = nn.Embedding(
+                config.items, config.hidden, sparse=config.items > DENSE_ITEMS
+            )
         self.convolutions = nn.ModuleList(
             PinSageConv(config.hidden, config.pooling) for _ in range(config.layers)
         )
@@ -201,6 +204,11 @@ class GraphSAGE(nn.Module):
     def per_item_parameters(self) -> frozenset[str]:
         """Names of parameters with one row per item, which grow as items are added."""
         return frozenset({"id_vectors.weight"} if self.config.id_vectors else ())
+
+    @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether those parameters have sparse gradients, as they do of many items."""
+        return self.config.id_vectors and self.id_vectors.sparse
 
     @property
     def layers(self) -> int:

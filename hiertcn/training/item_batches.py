@@ -34,6 +34,10 @@ class ItemEncoder(Protocol):
         """Names of parameters with one row per item."""
 
     @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether those parameters have sparse gradients."""
+
+    @property
     def layers(self) -> int:
         """Number of convolutions."""
 

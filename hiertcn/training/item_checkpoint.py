@@ -16,12 +16,11 @@ from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
     WEIGHTS_FILE,
     load_checkpoint,
-    optimizer_tensors,
     read_tensors,
-    restore_optimizer,
     save_checkpoint,
 )
 from hiertcn.training.item_batches import ItemEncoder
+from hiertcn.training.optimizers import Optimizers
 
 _NOW: Final = "now/"
 _BEST: Final = "best/"
@@ -51,7 +50,7 @@ class Progress:
 def save_progress(
     output: Path,
     encoder: ItemEncoder,
-    optimizer: torch.optim.Adam,
+    optimizer: Optimizers,
     progress: Progress,
     fingerprint: str,
 ) -> None:
@@ -59,7 +58,7 @@ def save_progress(
     tensors = {
         **_prefixed(_NOW, encoder.state_dict()),
         **_prefixed(_BEST, progress.best),
-        **_prefixed(_OPTIMIZER, optimizer_tensors(optimizer)),
+        **_prefixed(_OPTIMIZER, optimizer.tensors()),
     }
     meta = {
         "fingerprint": fingerprint,
@@ -73,7 +72,7 @@ def save_progress(
 
 
 def resume(
-    output: Path, encoder: ItemEncoder, optimizer: torch.optim.Adam, fingerprint: str
+    output: Path, encoder: ItemEncoder, optimizer: Optimizers, fingerprint: str
 ) -> Progress | None:
     """Set encoder and optimizer to the checkpoint; None if there is none of this training.
 
@@ -86,7 +85,7 @@ def resume(
     if meta.pop("fingerprint", None) != fingerprint:
         return None
     encoder.load_state_dict(_unprefixed(_NOW, tensors))
-    restore_optimizer(optimizer, _unprefixed(_OPTIMIZER, tensors))
+    optimizer.restore(_unprefixed(_OPTIMIZER, tensors))
     return Progress(best=_unprefixed(_BEST, tensors), **meta)
 
 

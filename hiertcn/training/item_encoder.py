@@ -45,6 +45,7 @@ from hiertcn.training.item_hit_rate import hit_rate
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_losses import item_loss
 from hiertcn.training.item_pairs import HeldOutEdges, PairBatch, PairSampler, hold_out_edges
+from hiertcn.training.optimizers import Optimizers
 
 CURVE_FILE: Final = "curve.json"
 
@@ -90,7 +91,7 @@ def train_item_encoder(
         most=options.max_validation_edges,
         seed=options.seed,
     )
-    training = _Training(encoder, features, neighborhoods, held, options)
+    training = EncoderTraining(encoder, features, neighborhoods, held, options)
     fingerprint = _fingerprint(encoder, features, neighborhoods, csr, options, warm_start)
     progress = resume(output, encoder, training.optimizer, fingerprint)
     resumed = progress.epochs if progress else 0
@@ -135,8 +136,16 @@ def train_item_encoder(
     return summary
 
 
-class _Training:
-    """The parts that every epoch needs."""
+class EncoderTraining:
+    """The parts that every epoch needs.
+
+    Args:
+        encoder: see ``models.graphsage.GraphSAGE``.
+        features: of all items; None if they have none.
+        neighborhoods: only their options are used, to walk on the graph that is trained on.
+        held: the graph that is trained on, and what is asked of it.
+        options: see :class:`ItemEncoderOptions`.
+    """
 
     def __init__(
         self,
@@ -147,7 +156,7 @@ class _Training:
         options: ItemEncoderOptions,
     ) -> None:
         self.encoder, self.features, self.held, self.options = encoder, features, held, options
-        self.optimizer = torch.optim.Adam(encoder.parameters(), lr=options.lr)
+        self.optimizer = _optimizer(encoder)
         self.neighborhoods = walk_neighborhoods(held.training, neighborhoods.options)
         self.builder = BlockBuilder(self.neighborhoods)
         edges = len(held.training.indices)
@@ -166,6 +175,7 @@ class _Training:
             )
 
     def run_epoch(self, progress: Progress) -> None:
+        """Train for an epoch and measure."""
         self.encoder.train()
         rng = np.random.default_rng([self.options.seed, 1, progress.epochs])
         steps = min(self.epoch_steps, self.planned_steps - progress.steps)
@@ -173,19 +183,7 @@ class _Training:
         total = 0.0
         title = f"item encoder epoch {progress.epochs + 1}/{self.options.epochs}"
         for step in tqdm(range(steps), desc=title, unit="step", mininterval=2):
-            self._set_learning_rate(progress.steps + step)
-            pairs = self.sampler.draw(rng, self.options.batch, self.options.negatives, hard)
-            loss = self._loss(pairs)
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"the item encoder's loss is {loss.item()} at step {progress.steps + step}; "
-                    "lower lr or raise temperature"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), _MAX_GRADIENT_NORM)
-            self.optimizer.step()
-            total += loss.item()
+            total += self.step(progress.steps + step, rng, hard)
         progress.steps += steps
         progress.epochs += 1
         progress.train_loss.append(total / steps)
@@ -196,16 +194,34 @@ class _Training:
             progress.best_epoch = progress.epochs
             progress.best = copied(self.encoder.state_dict())
 
+    def step(self, at: int, rng: np.random.Generator, hard: int) -> float:
+        """Make the optimizer step number ``at`` with ``hard`` hard negatives a pair.
+
+        Returns:
+            The loss.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        pairs = self.sampler.draw(rng, self.options.batch, self.options.negatives, hard)
+        loss = self._loss(pairs)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the item encoder's loss is {loss.item()} at step {at}; lower lr or raise "
+                "temperature"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        turn = 0.5 * (1 + math.cos(math.pi * at / self.planned_steps))
+        self.optimizer.step(self.options.lr * (0.1 + 0.9 * turn), _MAX_GRADIENT_NORM)
+        return loss.item()
+
     def measure(self) -> float | None:
+        """Return the hit rate on the held-out edges, None if there are none."""
         if not len(self.held.queries):
             return None
         vectors = embed_items(self.encoder, self.features, self.neighborhoods, progress=False)
         return hit_rate(vectors, self.held)
-
-    def _set_learning_rate(self, step: int) -> None:
-        turn = 0.5 * (1 + math.cos(math.pi * step / self.planned_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * (0.1 + 0.9 * turn)
 
     def _loss(self, pairs: PairBatch) -> torch.Tensor:
         options, batch = self.options, len(pairs.queries)
@@ -255,6 +271,14 @@ class _Training:
         uniform = self.options.negatives / self.held.training.items
         expected = self.options.batch * self.sampler.positive_shares[candidates] + uniform
         return torch.from_numpy(np.log(expected).astype(np.float32))
+
+
+def _optimizer(encoder: ItemEncoder) -> Optimizers:
+    per_item, others = torch.nn.ParameterList(), torch.nn.ParameterList()
+    for name, parameter in encoder.named_parameters():
+        (per_item if name in encoder.per_item_parameters else others).append(parameter)
+    per_item.sparse = encoder.has_sparse_gradients  # type: ignore[assignment]
+    return Optimizers(others, per_item, weight_decay=0.0, vector_rate=1.0)
 
 
 def _is_over(progress: Progress, options: ItemEncoderOptions) -> bool:

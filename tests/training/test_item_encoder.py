@@ -18,6 +18,7 @@ from hiertcn.training.item_hard_negatives import HardNegatives
 from hiertcn.training.item_hit_rate import answer_ranks
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_pairs import HeldOutEdges, PairSampler, hold_out_edges
+from models import graphsage
 from models.graphsage import GraphSAGE, GraphSAGEConfig, load_graphsage
 
 OPTIONS = ItemEncoderOptions(epochs=3, batch=64, negatives=32, steps_per_epoch=20, seed=1)
@@ -165,6 +166,19 @@ def test_features_that_are_not_finite_are_refused_before_they_spread():
     features.values[row, 0] = np.inf
     with pytest.raises(InputError, match=f"item row {row} are not all finite"):
         embed_items(encoder, features, neighborhoods)
+
+
+def test_sparse_gradients_of_many_items_teach_the_same_first_step(tmp_path, monkeypatch):
+    csr, options = communities(), replace(OPTIONS, epochs=1, max_steps=1)
+    dense, _, _ = train(csr, tmp_path / "dense", options=options)
+    monkeypatch.setattr(graphsage, "DENSE_ITEMS", 10)
+    sparse, _, _ = train(csr, tmp_path / "sparse", options=options)
+    assert sparse.has_sparse_gradients and not dense.has_sparse_gradients
+    for name, value in dense.state_dict().items():
+        # SparseAdam adds its epsilon elsewhere; a step is 0.01 long.
+        torch.testing.assert_close(sparse.state_dict()[name], value, atol=5e-4, rtol=1e-3)
+    _, _, summary = train(csr, tmp_path / "more", options=replace(OPTIONS, epochs=2))
+    assert summary.hit_rate > 0.2
 
 
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
