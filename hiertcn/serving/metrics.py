@@ -46,8 +46,8 @@ class Metrics:
         )
         self.queue_depth = Gauge(
             "hiertcn_queue_depth",
-            "Requests that wait, by queue (tcn and gru_step: for a model call, commit: for the "
-            "log).",
+            "What waits, by queue (recommend: requests for a batch, gru_step: sessions to be "
+            "folded, commit: groups of interactions for the log).",
             ["queue"],
             registry=self.registry,
         )

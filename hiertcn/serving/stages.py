@@ -1,4 +1,4 @@
-"""Where a request's time goes, stage by stage; a microsecond of work a stage.
+"""Where a request's time goes, stage by stage; a microsecond of work for a batch of requests.
 
 prometheus_client's own histogram takes a lock and several calls for each observation, which five
 stages a request would feel. Here the event loop's thread alone counts, into plain lists, and the
@@ -7,19 +7,27 @@ figures become a Prometheus histogram only when they are scraped.
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 STAGES: Final = ("read", "fold", "model", "terms", "rank", "commit")
-"""Reading the user's record, folding closed sessions, the model call with its queue, the scoring
-terms, ranking, and making interactions durable."""
+"""Reading the user's record, folding closed sessions, the model call, gathering what the scoring
+terms need (while the model runs), ranking, and making interactions durable."""
 
-Listener = Callable[[str, int, int], None]
-"""Called at a stage's end with its name, and its begin and end in nanoseconds since the epoch."""
+
+class Listener(Protocol):
+    """Who is told of every stage."""
+
+    def request(self) -> Any:
+        """The request under way, as :meth:`stage_ended` wants it; None if it is not followed."""
+        ...
+
+    def stage_ended(self, stage: str, began_ns: int, ended_ns: int, request: Any) -> None:
+        """A followed request's stage is over; times in nanoseconds since the epoch."""
+        ...
 
 
 class Stages(Collector):
@@ -29,7 +37,7 @@ class Stages(Collector):
         bounds_s: upper bounds of the buckets, ascending, in seconds.
 
     Attributes:
-        listener: called at every stage's end, None for no one.
+        listener: who is told of every stage, None for no one.
     """
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
@@ -38,14 +46,32 @@ class Stages(Collector):
         self._counts = {name: [0] * (len(self._bounds_s) + 1) for name in STAGES}
         self._sums_s = dict.fromkeys(STAGES, 0.0)
 
-    def time(self, name: str) -> "Stage":
-        """A context manager around a stage of one request; ``name`` is one of ``STAGES``."""
-        return Stage(self, name)
+    def request(self) -> Any:
+        """The request under way, for :meth:`ended`; None unless a listener follows it."""
+        return None if self.listener is None else self.listener.request()
 
-    def add(self, name: str, seconds: float) -> None:
-        """Count one stage of one request."""
-        self._counts[name][bisect_left(self._bounds_s, seconds)] += 1
-        self._sums_s[name] += seconds
+    def ended(self, name: str, began: float, requests: Sequence[Any]) -> None:
+        """A stage that requests went through together is over.
+
+        Args:
+            name: one of ``STAGES``.
+            began: when it began, in seconds of ``time.perf_counter``.
+            requests: of each, what :meth:`request` gave.
+        """
+        seconds = time.perf_counter() - began
+        self.add(name, seconds, len(requests))
+        if self.listener is not None:
+            ended_ns = time.time_ns()
+            for request in requests:
+                if request is not None:
+                    self.listener.stage_ended(
+                        name, ended_ns - int(seconds * 1e9), ended_ns, request
+                    )
+
+    def add(self, name: str, seconds: float, count: int = 1) -> None:
+        """Count a stage that took so long for each of ``count`` requests."""
+        self._counts[name][bisect_left(self._bounds_s, seconds)] += count
+        self._sums_s[name] += seconds * count
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The histogram, for the registry."""
@@ -62,29 +88,3 @@ class Stages(Collector):
                 buckets.append((bound, total))
             family.add_metric([name], buckets, self._sums_s[name])
         yield family
-
-
-class Stage:
-    """One stage of one request; counted when it ends, also by an error."""
-
-    __slots__ = ("_began", "_name", "_stages")
-
-    def __init__(self, stages: Stages, name: str) -> None:
-        self._stages = stages
-        self._name = name
-        self._began = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        seconds = time.perf_counter() - self._began
-        self._stages.add(self._name, seconds)
-        if self._stages.listener is not None:
-            ended_ns = time.time_ns()
-            self._stages.listener(self._name, ended_ns - int(seconds * 1e9), ended_ns)

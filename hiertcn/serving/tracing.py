@@ -66,7 +66,7 @@ class Tracing:
         return TracingInterceptor(self)
 
     @contextlib.asynccontextmanager
-    async def request(self, method: str, context: Any) -> AsyncIterator[None]:
+    async def served(self, method: str, context: Any) -> AsyncIterator[None]:
         """A server span around one call of ``/package.Service/Method``."""
         from opentelemetry import trace
         from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -94,12 +94,15 @@ class Tracing:
                 raise
             span.set_attribute("rpc.grpc.status_code", grpc.StatusCode.OK.value[0])
 
-    def stage_ended(self, stage: str, began_ns: int, ended_ns: int) -> None:
-        """Add a stage of the request under way, in nanoseconds since the epoch, to its trace."""
-        from opentelemetry import trace
+    def request(self) -> Any:
+        """The context of the request under way if it is traced, else None."""
+        from opentelemetry import context, trace
 
-        if trace.get_current_span().is_recording():
-            self._tracer.start_span(stage, start_time=began_ns).end(ended_ns)
+        return context.get_current() if trace.get_current_span().is_recording() else None
+
+    def stage_ended(self, stage: str, began_ns: int, ended_ns: int, request: Any) -> None:
+        """Add a stage, in nanoseconds since the epoch, to a request's trace."""
+        self._tracer.start_span(stage, context=request, start_time=began_ns).end(ended_ns)
 
     def stop(self) -> None:
         """Send what is left, for a few seconds at most."""
@@ -121,4 +124,4 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         if handler is None or method.startswith(_UNTRACED):
             return handler
-        return around(handler, lambda context: self._tracing.request(method, context))
+        return around(handler, lambda context: self._tracing.served(method, context))

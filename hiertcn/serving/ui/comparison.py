@@ -168,4 +168,11 @@ def _items(
 
 
 def _titles(release: ServingRelease, rows: NDArray[np.int64]) -> list[str | None]:
-    return [None] * len(rows) if release.attributes is None else release.attributes.titles(rows)
+    titles: list[str | None] = [None] * len(rows)
+    if release.attributes is None:
+        return titles
+    # Items that came after the release have no row in its attributes.
+    known = np.flatnonzero(rows < len(release.attributes))
+    for place, title in zip(known.tolist(), release.attributes.titles(rows[known]), strict=True):
+        titles[place] = title
+    return titles
