@@ -1,72 +1,79 @@
 """The write-ahead log of recorded interactions: what makes an acknowledgement true.
 
 A folder of numbered segments, appended to by one process. Every entry is framed by its length
-and CRC-32; :meth:`EventLog.append` returns after fdatasync, so callers gather what arrives while
-one sync runs and pay for the next one together (group commit). A crash can leave a torn entry at
-the end of the last segment only; opening cuts it off and keeps the cut bytes beside the segment
-as ``<segment>.torn``. A bad entry anywhere else is damage, which is refused, not skipped.
+and CRC-32; callers gather what arrives while one sync runs and pay for the next one together
+(group commit). A crash can leave a torn entry at the end of the last segment only; opening cuts it
+off and keeps the cut bytes beside the segment as ``<segment>.torn``. A bad entry anywhere else is
+damage, which is refused, not skipped.
 
-Sealed segments are rolled into parquet (``event_export.py``) and kept until no live snapshot needs
-their events, so the store can be rebuilt from the log alone; then they are dropped. Entries never
-change, but a deleted user's are erased from sealed segments. About 60 bytes an entry.
+What an acknowledged entry survives, by the policy of :class:`Fsync`:
+
+==========  ====================================  ==========================================
+policy      killed process                        crash of the machine or its power
+==========  ====================================  ==========================================
+always      everything                            everything
+interval    everything                            all but the last interval (0.1 s) and one sync
+os          everything                            all but what Linux wrote back (about 30 s)
+==========  ====================================  ==========================================
+
+Sealed segments are synced under every policy, rolled into parquet (``event_export.py``) and kept
+until no live snapshot needs their events, so the store can be rebuilt from the log alone; then they
+are dropped. Entries never move: a deleted user's are overwritten by void ones of the same length,
+at latest 5 minutes after the deletion, when the segment is sealed for it. About 60 bytes an entry.
 """
 
+import enum
 import logging
 import os
-import struct
+import threading
 import time
-import zlib
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from hiertcn.errors import InputError, ServingError
+from hiertcn.errors import ServingError
 from hiertcn.files import read_json, whole_file, write_json
+from hiertcn.serving.folder_lock import locked
+from hiertcn.serving.log_entries import (
+    BEGINNING,
+    MAGIC,
+    Entry,
+    LoggedDeletion,
+    LoggedInteraction,
+    Position,
+    cut_torn_tail,
+    framed,
+    read_segment,
+    void,
+)
 from hiertcn.serving.record import user_key
+
+__all__ = [
+    "BEGINNING",
+    "MAGIC",
+    "Entry",
+    "EventLog",
+    "Fsync",
+    "LoggedDeletion",
+    "LoggedInteraction",
+    "Position",
+    "SealedSegment",
+    "read_segment",
+]
 
 _log = logging.getLogger(__name__)
 
-MAGIC: Final = b"HTCNLOG1"
-_FRAME: Final = struct.Struct("<II")
-_INTERACTION: Final = struct.Struct("<BxHHHqqQ")
-_DELETION: Final = struct.Struct("<B7xq16s")
-_KIND_INTERACTION: Final = 1
-_KIND_DELETION: Final = 2
-_MAX_PAYLOAD: Final = 1 << 20
+_IDENTITY: Final = "identity"
 
 
-class Position(NamedTuple):
-    """A place between two entries: bytes into a segment's file."""
+class Fsync(enum.Enum):
+    """When appended entries are forced to disk: before the acknowledgement, or some time after."""
 
-    segment: int
-    offset: int
-
-
-BEGINNING: Final = Position(0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedInteraction:
-    """One recorded interaction; times in microseconds since the epoch, ``key`` 0 for none."""
-
-    user_id: str
-    item_id: str
-    timestamp_us: int
-    received_us: int
-    key: int
-    event_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedDeletion:
-    """From here on the user is forgotten: ``user_key`` is the store's digest of the id."""
-
-    user_key: bytes
-    deleted_us: int
-
-
-Entry = LoggedInteraction | LoggedDeletion
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    OS = "os"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +93,37 @@ class EventLog:
         directory: the log's folder, made if absent.
         segment_bytes: size at which :attr:`is_full` asks for a rotation.
         segment_age_s: age in seconds at which it does.
+        erase_age_s: seconds after a deletion at which it does, for the erasure to begin.
+        fsync: when entries are forced to disk.
+        fsync_interval_s: seconds between syncs under ``Fsync.INTERVAL``.
     """
 
-    def __init__(self, directory: Path, segment_bytes: int, segment_age_s: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        segment_bytes: int,
+        segment_age_s: float,
+        erase_age_s: float,
+        fsync: Fsync,
+        fsync_interval_s: float,
+    ) -> None:
         """Use :meth:`open`."""
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._segment_age_s = segment_age_s
-        self._descriptor = -1
+        self._erase_age_s = erase_age_s
+        self._deleted_at: float | None = None
+        self._fsync = fsync
+        # Held while the open segment is synced or changes, by whichever thread does.
+        self._syncing = threading.Lock()
+        self._unsynced = False
+        self._closed = threading.Event()
+        self._syncer: threading.Thread | None = None
+        if fsync is Fsync.INTERVAL:
+            self._syncer = threading.Thread(
+                target=self._sync_often, args=(fsync_interval_s,), name="log-sync", daemon=True
+            )
+        self._descriptor = self._lock_descriptor = -1
         self._broken: str | None = None
         self._position = BEGINNING
         self._opened_at = time.monotonic()
@@ -105,27 +135,45 @@ class EventLog:
         *,
         segment_bytes: int = 64 << 20,
         segment_age_s: float = 3600.0,
+        erase_age_s: float = 300.0,
+        fsync: Fsync = Fsync.ALWAYS,
+        fsync_interval_s: float = 0.1,
     ) -> "EventLog":
         """Open or create the log; cut a torn tail.
 
         Raises:
-            InputError: the last segment is not one of this format.
+            InputError: the last segment is not one of this format, or another process has the log.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        log = cls(directory, segment_bytes, segment_age_s)
+        log = cls(directory, segment_bytes, segment_age_s, erase_age_s, fsync, fsync_interval_s)
+        log._lock_descriptor = locked(directory)
         numbers = _numbers(directory)
         last = numbers[-1] if numbers else 1
-        path = _segment_path(directory, last)
-        if numbers and not log._is_sealed(last):
-            _cut_torn_tail(path)
-            log._open_segment(last)
-        else:
-            log._open_segment(last + 1 if numbers else last)
+        try:
+            if numbers and not log._is_sealed(last):
+                cut_torn_tail(_segment_path(directory, last))
+                log._open_segment(last)
+            else:
+                log._open_segment(last + 1 if numbers else last)
+        except BaseException:
+            os.close(log._lock_descriptor)
+            raise
+        if log._syncer is not None:
+            log._syncer.start()
         return log
 
     @property
+    def identity(self) -> str:
+        """A name of this log that no other log has, 32 hexadecimal digits."""
+        path = self._directory / _IDENTITY
+        if not path.exists():
+            with whole_file(path) as aside:
+                aside.write_text(uuid.uuid4().hex)
+        return path.read_text()
+
+    @property
     def position(self) -> Position:
-        """The end of the log; everything before it is durable."""
+        """The end of the log; everything before it is as durable as the policy makes it."""
         return self._position
 
     @property
@@ -133,18 +181,21 @@ class EventLog:
         """Whether the open segment is due for :meth:`rotate`."""
         if self._position.offset <= len(MAGIC):
             return False
-        age_s = time.monotonic() - self._opened_at
+        now = time.monotonic()
+        if self._deleted_at is not None and now - self._deleted_at >= self._erase_age_s:
+            return True
+        age_s = now - self._opened_at
         return self._position.offset >= self._segment_bytes or age_s >= self._segment_age_s
 
     def append(self, entries: Sequence[Entry]) -> Position:
-        """Write the entries, wait until they are on disk, return the new end.
+        """Write the entries, wait until they are as durable as asked, return the new end.
 
         Raises:
             ServingError: the disk is full or failing; nothing of ``entries`` is in the log.
         """
         if self._broken:
             raise ServingError(self._broken)
-        frames = b"".join(_framed(entry) for entry in entries)
+        frames = b"".join(framed(entry) for entry in entries)
         path = _segment_path(self._directory, self._position.segment)
         try:
             _write_all(self._descriptor, frames)
@@ -154,16 +205,12 @@ class EventLog:
                 f"cannot append to the event log {path}: {error.strerror}; free some space "
                 "(nothing was recorded)"
             ) from error
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            # After a failed fsync the kernel may have dropped the pages, so a retry proves nothing.
-            self._broken = (
-                f"the event log {path} could not be synced ({error.strerror}); check the disk and "
-                "restart the sidecar"
-            )
-            raise ServingError(self._broken) from error
+        self._unsynced = True
+        if self._fsync is Fsync.ALWAYS:
+            self._sync()
         self._position = Position(self._position.segment, self._position.offset + len(frames))
+        if self._deleted_at is None and any(isinstance(one, LoggedDeletion) for one in entries):
+            self._deleted_at = time.monotonic()
         return self._position
 
     def replay(self, after: Position = BEGINNING) -> Iterator[tuple[Position, Entry]]:
@@ -192,9 +239,23 @@ class EventLog:
         if self._position.offset <= len(MAGIC):
             return None
         sealed = self._position.segment
-        os.close(self._descriptor)
-        self._open_segment(sealed + 1)
+        self._sync()
+        self._begin(sealed + 1)
         return sealed
+
+    def continue_after(self, position: Position) -> None:
+        """Begin a segment behind ``position`` if the log ends before it, having lost its tail.
+
+        So no place is named twice, and what a store knows of a lost entry is no place of another.
+        """
+        if position > self._position:
+            _log.error(
+                "the event log %s ends before what was applied from it; its newest entries are "
+                "lost, though the store has them",
+                self._directory,
+            )
+            self._sync()
+            self._begin(position.segment + 1)
 
     def sealed(self) -> list[SealedSegment]:
         """All segments but the open one, oldest first."""
@@ -220,22 +281,23 @@ class EventLog:
         write_json(_marker_path(self._directory, number), {"events": events, "last_us": last_us})
 
     def erase(self, segment: SealedSegment, deleted: Mapping[bytes, int], *, whole: bool) -> None:
-        """Rewrite a sealed segment without the deleted users' interactions.
+        """Rewrite a sealed segment with the deleted users' interactions void.
 
         Args:
-            segment: the segment; no replay may begin within it any more.
+            segment: the segment.
             deleted: the users' keys, and at which entry of the segment each was deleted.
             whole: the deletions came after this segment, so all of the users' entries go.
         """
-        kept = [
-            entry
-            for order, (_, entry) in enumerate(read_segment(segment.path))
-            if isinstance(entry, LoggedDeletion)
-            or (key := user_key(entry.user_id)) not in deleted
-            or not (whole or order < deleted[key])
-        ]
+        data = bytearray(segment.path.read_bytes())
+        for order, (end, entry) in enumerate(read_segment(segment.path)):
+            if isinstance(entry, LoggedInteraction):
+                key = user_key(entry.user_id)
+                if key in deleted and (whole or order < deleted[key]):
+                    size = len(framed(entry))
+                    data[end - size : end] = void(size)
         with whole_file(segment.path) as aside:
-            aside.write_bytes(MAGIC + b"".join(_framed(entry) for entry in kept))
+            aside.write_bytes(data)
+        segment.path.with_suffix(".torn").unlink(missing_ok=True)
 
     def drop(self, number: int) -> None:
         """Remove a sealed, exported segment."""
@@ -243,10 +305,47 @@ class EventLog:
         _marker_path(self._directory, number).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the open segment's file."""
+        """Sync and close the open segment's file."""
+        self._closed.set()
+        if self._syncer is not None and self._syncer.is_alive():
+            self._syncer.join()
         if self._descriptor >= 0:
+            if self._broken is None:
+                self._sync()
             os.close(self._descriptor)
-            self._descriptor = -1
+            os.close(self._lock_descriptor)
+            self._descriptor = self._lock_descriptor = -1
+
+    def _sync(self) -> None:
+        with self._syncing:
+            if not self._unsynced:
+                return
+            # Before the sync, so that what is appended meanwhile asks for another.
+            self._unsynced = False
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                # The kernel may have dropped the pages, so a retry would prove nothing.
+                path = _segment_path(self._directory, self._position.segment)
+                self._broken = (
+                    f"the event log {path} could not be synced ({error.strerror}); check the disk "
+                    "and restart the sidecar"
+                )
+                raise ServingError(self._broken) from error
+
+    def _sync_often(self, interval_s: float) -> None:
+        while not self._closed.wait(interval_s):
+            try:
+                self._sync()
+            except ServingError as error:
+                _log.error("%s", error)
+                return
+
+    def _begin(self, number: int) -> None:
+        with self._syncing:
+            os.close(self._descriptor)
+            self._open_segment(number)
+            self._deleted_at = None
 
     def _is_sealed(self, number: int) -> bool:
         return _marker_path(self._directory, number).exists()
@@ -270,105 +369,6 @@ class EventLog:
                 f"the event log {path} holds part of an entry that cannot be taken back "
                 f"({error.strerror}); check the disk and restart the sidecar"
             )
-
-
-def read_segment(path: Path, start: int = 0) -> Iterator[tuple[int, Entry]]:
-    """Yield a segment's entries from byte ``start`` on, each with the offset behind it.
-
-    Raises:
-        InputError: the file is no segment, or an entry is damaged, naming the offset.
-    """
-    data = path.read_bytes()
-    if data[: len(MAGIC)] != MAGIC:
-        raise InputError(f"{path} is not an event log segment; move it out of the state folder")
-    at = max(start, len(MAGIC))
-    while at < len(data):
-        entry, end = _entry_at(data, at)
-        if entry is None:
-            raise InputError(
-                f"the event log segment {path} is damaged at byte {at} of {len(data)}; restore it "
-                "from a copy, or move it aside to start without its events"
-            )
-        yield end, entry
-        at = end
-
-
-def _cut_torn_tail(path: Path) -> None:
-    data = path.read_bytes()
-    if len(data) < len(MAGIC) and MAGIC.startswith(data):
-        path.write_bytes(b"")
-        return
-    if data[: len(MAGIC)] != MAGIC:
-        raise InputError(f"{path} is not an event log segment; move it out of the state folder")
-    at = len(MAGIC)
-    while at < len(data):
-        entry, end = _entry_at(data, at)
-        if entry is None:
-            break
-        at = end
-    if at == len(data):
-        return
-    _log.warning(
-        "cut %d bytes off the end of %s: an entry that was never acknowledged",
-        len(data) - at,
-        path,
-    )
-    path.with_suffix(".torn").write_bytes(data[at:])
-    with path.open("r+b") as file:
-        file.truncate(at)
-        os.fsync(file.fileno())
-
-
-def _framed(entry: Entry) -> bytes:
-    if isinstance(entry, LoggedDeletion):
-        payload = _DELETION.pack(_KIND_DELETION, entry.deleted_us, entry.user_key)
-    else:
-        user, item, kind = (
-            text.encode() for text in (entry.user_id, entry.item_id, entry.event_type)
-        )
-        payload = (
-            _INTERACTION.pack(
-                _KIND_INTERACTION,
-                len(user),
-                len(item),
-                len(kind),
-                entry.timestamp_us,
-                entry.received_us,
-                entry.key,
-            )
-            + user
-            + item
-            + kind
-        )
-    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
-
-
-def _entry_at(data: bytes, at: int) -> tuple[Entry | None, int]:
-    if at + _FRAME.size > len(data):
-        return None, at
-    length, crc = _FRAME.unpack_from(data, at)
-    start, end = at + _FRAME.size, at + _FRAME.size + length
-    if not 0 < length <= _MAX_PAYLOAD or end > len(data):
-        return None, at
-    payload = data[start:end]
-    if zlib.crc32(payload) != crc:
-        return None, at
-    if payload[0] == _KIND_DELETION:
-        _, deleted_us, key = _DELETION.unpack(payload)
-        return LoggedDeletion(key, deleted_us), end
-    _, users, items, kinds, timestamp_us, received_us, hashed = _INTERACTION.unpack_from(payload)
-    text = payload[_INTERACTION.size :]
-    return (
-        LoggedInteraction(
-            user_id=text[:users].decode(),
-            item_id=text[users : users + items].decode(),
-            timestamp_us=timestamp_us,
-            received_us=received_us,
-            key=hashed,
-            event_type=text[users + items : users + items + kinds].decode(),
-        ),
-        end,
-    )
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -22,8 +22,17 @@ class SidecarOptions:
         max_batch: most requests in one call to Triton.
         max_in_flight: requests in flight at which the next is refused (RESOURCE_EXHAUSTED).
         journal_entries: most interactions kept in a user's record.
+        max_new_items: most items from UpsertItems that no release knows yet.
         segment_bytes: size at which a log segment is sealed and rolled into parquet.
         segment_age_s: age in seconds at which it is.
+        fsync: when a recorded interaction is forced to disk: "always" (before it is acknowledged),
+            "interval" (at latest 0.1 s after) or "os" (when Linux writes back).
+        store: where user records live: "" for LMDB in the state folder, or
+            ``valkey://host:port[,host:port]/db`` (``store_valkey.py`` says the rest).
+        state_dtype: of the stored states, "float32" or "float16".
+        user_ttl_s: seconds without an interaction after which a user's record is removed; 0 never.
+        store_limit_bytes: size of the LMDB records above which the longest idle users' records
+            are removed; 0 for no limit.
         drain_s: longest that stopping waits for requests in flight, in seconds.
         tls_cert: PEM certificate of the gRPC door and the web page; None serves plain text.
         tls_key: its PEM key, without a password.
@@ -50,8 +59,14 @@ class SidecarOptions:
     max_batch: int = 64
     max_in_flight: int = 256
     journal_entries: int = 4096
+    max_new_items: int = 100_000
     segment_bytes: int = 64 << 20
     segment_age_s: float = 3600.0
+    fsync: str = "always"
+    store: str = ""
+    state_dtype: str = "float32"
+    user_ttl_s: float = 0.0
+    store_limit_bytes: int = 0
     drain_s: float = 5.0
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -73,6 +88,7 @@ class SidecarOptions:
             "max_batch",
             "max_in_flight",
             "journal_entries",
+            "max_new_items",
             "segment_bytes",
         ):
             value = getattr(self, name)
@@ -82,6 +98,17 @@ class SidecarOptions:
             value = getattr(self, name)
             if not 0 <= value <= 60:
                 raise InputError(f"{name} is {value}; expected 0 to 60 seconds")
+        for name, known in (
+            ("fsync", ("always", "interval", "os")),
+            ("state_dtype", ("float32", "float16")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        for name in ("user_ttl_s", "store_limit_bytes"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} is {value}; expected 0 (none) or more")
         self._check_doors()
 
     def _check_doors(self) -> None:

@@ -52,6 +52,15 @@ class RecordStore(Protocol):
         """
         ...
 
+    @property
+    def newest_applied(self) -> Position:
+        """The newest log position that an applied entry has.
+
+        Raises:
+            ServingError: the store cannot be reached.
+        """
+        ...
+
     def applied_for(self, key: bytes) -> Position:
         """The position up to which this user's entries are applied, at or after ``applied``.
 
@@ -89,6 +98,16 @@ class RecordStore(Protocol):
         Raises:
             StoreBehindError: the store lost its newest writes.
             ServingError: it cannot be written or reached.
+        """
+        ...
+
+    def scan(self, after: bytes, count: int) -> tuple[list[bytes], bytes]:
+        """About ``count`` users' keys, and what to go on from; ``b""`` begins and is the end.
+
+        A record that stays from the first call to the last is met at least once.
+
+        Raises:
+            ServingError: the store cannot be reached.
         """
         ...
 

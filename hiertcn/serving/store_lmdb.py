@@ -14,7 +14,6 @@ Measured while planning with 2 KB records: 140,000 reads/s and 17,000 unsynced w
 thread. Every record of 2 to 4 KB occupies one 4 KB page.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -29,6 +28,7 @@ import lmdb
 from hiertcn.errors import InputError, ServingError
 from hiertcn.files import read_json, whole_directory, write_json
 from hiertcn.serving.event_log import BEGINNING, Position
+from hiertcn.serving.folder_lock import locked
 from hiertcn.serving.record import (
     CorruptRecordError,
     UserRecord,
@@ -83,7 +83,7 @@ class LmdbStore:
         self.was_emptied = False
         if not read_only:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock_descriptor = _lock(directory)
+            self._lock_descriptor = locked(directory)
             self.was_emptied = self._empty_if_torn()
             self._write_marker(clean=False)
         try:
@@ -123,9 +123,41 @@ class LmdbStore:
             (stored,) = self._read([_POSITION_KEY])
         return Position(*_POSITION.unpack(stored)) if stored else BEGINNING
 
+    @property
+    def newest_applied(self) -> Position:
+        """The same: one transaction holds all."""
+        return self.applied
+
     def applied_for(self, key: bytes) -> Position:
         """The same for every user: one transaction holds all."""
         return self.applied
+
+    def scan(self, after: bytes, count: int) -> tuple[list[bytes], bytes]:
+        """Up to ``count`` users' keys and what to go on from; ``b""`` begins and ends."""
+        keys: list[bytes] = []
+        try:
+            with self._resizing, self._environment.begin() as transaction:
+                cursor = transaction.cursor()
+                found = cursor.set_range(after) if after else cursor.first()
+                while found and len(keys) < count:
+                    key = cursor.key()
+                    if key not in (after, _POSITION_KEY):
+                        keys.append(key)
+                    found = cursor.next()
+        except lmdb.MapResizedError:
+            self.get_many([])
+            return self.scan(after, count)
+        except lmdb.Error as error:
+            self._note_damage(str(error))
+            return [], b""
+        return keys, keys[-1] if found and keys else b""
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the file that hold something."""
+        with self._resizing:
+            pages = self._environment.stat()
+        return int(pages["psize"] * _live_pages(pages))
 
     def __len__(self) -> int:
         with self._resizing:
@@ -171,7 +203,7 @@ class LmdbStore:
 
     def close(self) -> None:
         """Sync and close; a store closed cleanly survives a crash of the machine."""
-        if self._read_only:
+        if self._read_only or self._lock_descriptor is None:
             self._environment.close()
             return
         self._environment.sync(True)
@@ -202,7 +234,7 @@ class LmdbStore:
 
     def _compact_if_mostly_free(self, map_bytes: int) -> None:
         pages = self._environment.stat()
-        live = sum(pages[kind] for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
+        live = _live_pages(pages)
         in_file = self._environment.info()["last_pgno"] + 1
         if in_file * pages["psize"] < _COMPACT_BYTES or live > in_file * _COMPACT_SHARE:
             return
@@ -259,17 +291,8 @@ class LmdbStore:
         write_json(self._marker, {"boot_id": _boot_id(), "clean": clean, "damaged": self._damaged})
 
 
-def _lock(directory: Path) -> int:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"the state folder {directory.parent} is in use by another sidecar; stop it or give "
-            "another --state-dir"
-        ) from None
-    return descriptor
+def _live_pages(pages: dict[str, int]) -> int:
+    return sum(pages[kind] for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
 
 
 def _boot_id() -> str:

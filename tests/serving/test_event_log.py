@@ -1,4 +1,6 @@
+import os
 import resource
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,7 @@ from hiertcn.serving.event_export import SCHEMA, export_parquet
 from hiertcn.serving.event_log import (
     BEGINNING,
     EventLog,
+    Fsync,
     LoggedDeletion,
     LoggedInteraction,
     Position,
@@ -45,7 +48,7 @@ def exported(folder):
 texts = st.text(alphabet=st.characters(codec="utf-8"), max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -63,7 +66,7 @@ texts = st.text(alphabet=st.characters(codec="utf-8"), max_size=30)
 )
 def test_what_is_appended_is_replayed(tmp_path_factory, entries):
     folder = tmp_path_factory.mktemp("log")
-    log = EventLog.open(folder)
+    log = EventLog.open(folder, fsync=Fsync.OS)
     for entry in entries:
         log.append([entry])
     log.close()
@@ -207,3 +210,89 @@ def test_a_dropped_segment_is_gone(tmp_path, log):
     log.drop(segment.number)
     assert log.sealed() == []
     assert entries_of(log) == []
+
+
+@pytest.mark.parametrize("policy", list(Fsync))
+def test_every_policy_appends_rotates_and_reopens(tmp_path, policy):
+    log = EventLog.open(tmp_path / "log", fsync=policy, fsync_interval_s=0.001)
+    log.append([interaction(time_us=1)])
+    log.rotate()
+    position = log.append([interaction(time_us=2)])
+    log.close()
+    reopened = EventLog.open(tmp_path / "log", fsync=policy)
+    assert reopened.position == position
+    assert [entry.timestamp_us for entry in entries_of(reopened)] == [1, 2]
+    reopened.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "synced_before_the_reply"),
+    [(Fsync.ALWAYS, True), (Fsync.INTERVAL, False), (Fsync.OS, False)],
+)
+def test_only_always_syncs_before_it_acknowledges(
+    tmp_path, monkeypatch, policy, synced_before_the_reply
+):
+    log = EventLog.open(tmp_path / "log", fsync=policy, fsync_interval_s=0.001)
+    synced, fdatasync = threading.Event(), os.fdatasync
+    here, by_reply = threading.get_ident(), []
+
+    def noting(descriptor):
+        fdatasync(descriptor)
+        synced.set()
+        by_reply.append(threading.get_ident() == here)
+
+    monkeypatch.setattr(os, "fdatasync", noting)
+    log.append([interaction()])
+    assert (True in by_reply) == synced_before_the_reply
+    # An interval passes on its own; only sealing syncs what was left to the system.
+    assert synced.wait(10) if policy is Fsync.INTERVAL else True
+    log.rotate()
+    assert synced.is_set()
+    log.close()
+
+
+def test_a_failed_sync_in_the_background_refuses_what_follows(tmp_path, monkeypatch):
+    log = EventLog.open(tmp_path / "log", fsync=Fsync.INTERVAL, fsync_interval_s=0.001)
+    failed = threading.Event()
+
+    def failing(descriptor):
+        failed.set()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    log.append([interaction()])
+    assert failed.wait(10)
+    log._syncer.join(10)
+    with pytest.raises(ServingError, match="could not be synced"):
+        log.append([interaction()])
+    log.close()
+
+
+def test_a_log_that_lost_its_tail_names_no_place_twice(tmp_path):
+    log = EventLog.open(tmp_path / "log")
+    identity = log.identity
+    log.append([interaction(time_us=1)])
+    lost = Position(1, log.position.offset + 60)
+    log.continue_after(Position(1, 8))
+    assert log.position.segment == 1
+    log.continue_after(lost)
+    assert log.append([interaction(time_us=2)]) > lost
+    assert [entry.timestamp_us for entry in entries_of(log)] == [1, 2]
+    log.close()
+    assert EventLog.open(tmp_path / "log").identity == identity
+
+
+def test_a_deletion_has_its_segment_sealed_soon_and_moves_no_entry(tmp_path):
+    log = EventLog.open(tmp_path / "log", erase_age_s=0.0)
+    log.append([interaction("ada", "gone", 1)])
+    after = log.append([interaction("bob", "b", 2)])
+    assert not log.is_full
+    log.append([LoggedDeletion(user_key("ada"), 3)])
+    assert log.is_full
+    log.rotate()
+    assert not log.is_full
+    export_parquet(log, tmp_path / "events")
+    assert b"gone" not in (tmp_path / "log" / "000000000001.log").read_bytes()
+    assert [type(entry) for entry in entries_of(log, after)] == [LoggedDeletion]
+    assert next(position for position, _ in log.replay()) == after
+    log.close()

@@ -1,16 +1,20 @@
+"""What every store of user records does, on LMDB, on a real server, and on a cluster of one."""
+
 import dataclasses
-import json
-import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from hiertcn.errors import InputError
 from hiertcn.serving.event_log import BEGINNING, Position
 from hiertcn.serving.record import new_record, user_key
 from hiertcn.serving.store import Change
 from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.store_valkey import ValkeyStore
+
+ADA, BOB, EVE = (user_key(user) for user in ("ada", "bob", "eve"))
 
 
 def record(revision=1, layers=2, hidden=6):
@@ -19,148 +23,144 @@ def record(revision=1, layers=2, hidden=6):
     )
 
 
-def put(store, records, applied=None):
-    """Store records whatever is stored, as a test's beginning."""
-    stored = store.get_many(list(records))
-    changes = {
-        key: Change(one, before.revision if before else None)
-        for (key, one), before in zip(records.items(), stored, strict=True)
-    }
-    assert store.write(changes, applied) == set()
+def revisions(store, *keys):
+    return [one.revision if one else None for one in store.get_many(keys)]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "store"
+@pytest.fixture(scope="module")
+def server(start_redis):
+    return start_redis()
 
 
-def test_records_and_position_are_kept_together(folder):
-    store = LmdbStore(folder)
-    assert store.applied == BEGINNING
-    assert store.get(user_key("ada")) is None
-    put(store, {user_key("ada"): record(3)}, Position(2, 77))
-    put(store, {user_key("bob"): record(4)})
+@pytest.fixture(scope="module")
+def cluster(start_redis):
+    server = start_redis("--cluster-enabled", "yes")
+    cover_all_slots(server)
+    return server
+
+
+@pytest.fixture(params=["lmdb", "server", "cluster"])
+def open_store(request, tmp_path):
+    """Opens the same store again and again."""
+    opened = []
+    if request.param == "lmdb":
+
+        def open_again(**options):
+            opened.append(LmdbStore(tmp_path / "store", **options))
+            return opened[-1]
+
+    else:
+        url = f"{request.getfixturevalue(request.param).url}?prefix={tmp_path.name}"
+
+        def open_again(**options):
+            opened.append(ValkeyStore(url, "one log", **options))
+            return opened[-1]
+
+    yield open_again
+    for store in opened:
+        store.close()
+
+
+def cover_all_slots(server):
+    import valkey
+
+    client = valkey.Valkey(port=server.port)
+    client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    deadline = time.monotonic() + 30
+    while client.execute_command("CLUSTER", "INFO").find(b"state:ok") < 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    client.close()
+
+
+def test_records_and_position_are_kept_together(open_store):
+    store = open_store()
+    assert store.applied == store.newest_applied == BEGINNING
+    assert store.get(ADA) is None
+    assert store.write({ADA: Change(record(3), None)}, Position(2, 77)) == set()
+    assert store.write({BOB: Change(record(4), None)}) == set()
     assert len(store) == 2
+    assert store.applied_for(ADA) == Position(2, 77)
+    assert store.write({}, Position(2, 80)) == set()
     store.close()
-    store = LmdbStore(folder)
-    assert not store.was_emptied
-    assert store.applied == Position(2, 77)
-    found = store.get_many([user_key("bob"), user_key("eve"), user_key("ada")])
-    assert [one.revision if one else None for one in found] == [4, None, 3]
-    store.close()
+    store = open_store()
+    assert store.applied == store.applied_for(EVE) == Position(2, 80)
+    assert revisions(store, BOB, EVE, ADA) == [4, None, 3]
+    np.testing.assert_array_equal(store.get(BOB).state, record(4).state)
 
 
-def test_the_map_grows_with_the_data(folder):
-    store = LmdbStore(folder, map_bytes=1 << 18)
-    for block in range(8):
-        put(store, {user_key(f"{block}-{n}"): record(n, 4, 128) for n in range(200)})
-    assert len(store) == 1600
-    assert store.get(user_key("7-199")).revision == 199
-    store.close()
+def test_a_change_whose_base_is_gone_is_refused_and_its_position_stays(open_store):
+    store = open_store()
+    assert store.write({ADA: Change(record(1), None)}, Position(1, 5)) == set()
+    refused = store.write({ADA: Change(record(2), 7), BOB: Change(record(1), None)}, Position(1, 9))
+    assert refused == {ADA}
+    assert revisions(store, ADA, BOB) == [1, 1]
+    assert store.applied_for(ADA) == Position(1, 5)
+    assert store.write({ADA: Change(None, 1), BOB: Change(record(2), None)}) == {BOB}
+    assert revisions(store, ADA, BOB) == [None, 1]
 
 
-def test_one_process_at_a_time(folder):
-    store = LmdbStore(folder)
-    with pytest.raises(InputError, match="in use by another sidecar"):
-        LmdbStore(folder)
-    store.close()
-    LmdbStore(folder).close()
+def test_a_refused_change_does_not_refuse_others(open_store):
+    store = open_store()
+    # Of one bucket, so that a server meets them in one script.
+    keys = [bytes([7, n]) + bytes(14) for n in range(4)]
+    store.write({key: Change(record(1), None) for key in keys})
+    refused = store.write({key: Change(record(2), 1 + (n == 2)) for n, key in enumerate(keys)})
+    assert refused == {keys[2]}
+    assert revisions(store, *keys) == [2, 2, 1, 2]
 
 
-def test_a_crash_of_the_machine_empties_the_store(folder):
-    store = LmdbStore(folder)
-    put(store, {user_key("ada"): record()}, Position(1, 9))
-    store.sync()
-    marker = json.loads((folder / "state.json").read_text())
-    store.close()
-    (folder / "state.json").write_text(json.dumps({**marker, "boot_id": "before the crash"}))
-    store = LmdbStore(folder)
-    assert store.was_emptied
-    assert store.applied == BEGINNING
-    assert len(store) == 0
-    store.close()
+def test_many_records_are_read_written_and_scanned(open_store):
+    store = open_store()
+    keys = [user_key(f"u{n}") for n in range(2500)]
+    store.write({key: Change(record(n + 1), None) for n, key in enumerate(keys)}, Position(1, 9))
+    assert revisions(store, *keys[::-1]) == list(range(2500, 0, -1))
+    found, after = store.scan(b"", 700)
+    while after:
+        more, after = store.scan(after, 700)
+        found += more
+    assert sorted(set(found)) == sorted(keys)
+    assert len(store) == 2500
 
 
-def test_a_clean_stop_outlives_a_reboot(folder):
-    store = LmdbStore(folder)
-    put(store, {user_key("ada"): record()}, Position(1, 9))
-    store.close()
-    marker = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**marker, "boot_id": "another boot"}))
-    store = LmdbStore(folder)
-    assert store.get(user_key("ada")) is not None
-    store.close()
-
-
-def test_a_damaged_record_reads_as_none_and_empties_the_store_at_the_next_start(folder):
-    store = LmdbStore(folder)
-    put(store, {user_key("ada"): record(), user_key("bob"): record()}, Position(1, 9))
-    with store._environment.begin(write=True) as transaction:
-        transaction.put(user_key("ada"), b"rubbish")
-    assert store.get(user_key("ada")) is None
-    assert store.get(user_key("bob")) is not None
-    store.close()
-    store = LmdbStore(folder)
-    assert store.was_emptied
-    store.close()
-
-
-def test_a_change_whose_base_is_gone_is_refused_and_the_position_stays(folder):
-    store = LmdbStore(folder)
-    ada, bob = user_key("ada"), user_key("bob")
-    assert store.write({ada: Change(record(1), None)}, Position(1, 5)) == set()
-    changes = {ada: Change(record(2), 7), bob: Change(record(1), None)}
-    assert store.write(changes, Position(1, 9)) == {ada}
-    assert (store.get(ada).revision, store.get(bob).revision) == (1, 1)
-    assert store.applied == Position(1, 5)
-    assert store.write({ada: Change(None, 1), bob: Change(record(2), None)}) == {bob}
-    assert store.get(ada) is None
-    store.close()
-
-
-def test_other_processes_read_what_one_writes(folder):
-    with pytest.raises(InputError, match="start the process that writes it first"):
-        LmdbStore(folder, read_only=True)
-    store = LmdbStore(folder, map_bytes=1 << 18)
-    put(store, {user_key("ada"): record(1)}, Position(1, 5))
-    reading = (
-        "import sys; from pathlib import Path; from hiertcn.serving.record import user_key;"
-        "from hiertcn.serving.store_lmdb import LmdbStore;"
-        "store = LmdbStore(Path(sys.argv[1]), map_bytes=1 << 18, read_only=True)\n"
-        "for line in sys.stdin: print(store.get(user_key(line.strip())).revision, flush=True)"
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([ADA, BOB, EVE]), st.none() | st.integers(1, 3), st.booleans()),
+        max_size=12,
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", reading, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-
-        def revision_of(user):
-            other.stdin.write(f"{user}\n")
-            other.stdin.flush()
-            return int(other.stdout.readline())
-
-        assert revision_of("ada") == 1
-        put(store, {user_key("ada"): record(2)})
-        assert revision_of("ada") == 2
-        # The file outgrows the map that the other process has.
-        put(store, {user_key(f"u{n}"): record(n, 4, 128) for n in range(400)})
-        assert revision_of("u399") == 399
-        other.stdin.close()
-        assert other.wait() == 0
+)
+def test_any_changes_end_as_in_a_dictionary(open_store, changes):
+    store = open_store()
+    held = {
+        key: revision
+        for key, revision in zip((ADA, BOB, EVE), revisions(store, ADA, BOB, EVE), strict=True)
+        if revision is not None
+    }
+    for key, base, removes in changes:
+        change = Change(None if removes else record((base or 0) + 1), base)
+        refused = held.get(key) != base
+        assert store.write({key: change}) == ({key} if refused else set())
+        if not refused:
+            held.pop(key, None)
+            if not removes:
+                held[key] = (base or 0) + 1
+        assert revisions(store, ADA, BOB, EVE) == [held.get(one) for one in (ADA, BOB, EVE)]
     store.close()
 
 
-def test_a_file_that_is_mostly_free_is_compacted_when_opened(folder):
-    store = LmdbStore(folder)
-    users = [user_key(f"u{n}") for n in range(24_000)]
-    put(store, {key: record(1, 4, 128) for key in users})
-    store.write({key: Change(None, 1) for key in users[10:]})
+def test_half_precision_states_are_read_as_float32_by_any_store(open_store):
+    store = open_store(state_dtype="float16")
+    exact = dataclasses.replace(record(), state=np.float32([[0.1, -0.75], [1e-3, 0.999]]))
+    store.write({ADA: Change(exact, None)})
     store.close()
-    before = (folder / "records" / "data.mdb").stat().st_size
-    store = LmdbStore(folder)
-    assert (folder / "records" / "data.mdb").stat().st_size < before / 10
-    assert store.get_many(users[:11]).count(None) == 1
-    put(store, {users[20]: record(2)})
-    store.close()
+    store = open_store()
+    found = store.get(ADA)
+    assert found.state.dtype == np.float32
+    np.testing.assert_array_equal(found.state, exact.state.astype(np.float16))
+    store.write({ADA: Change(dataclasses.replace(exact, revision=2), 1)})
+    np.testing.assert_array_equal(store.get(ADA).state, exact.state)

@@ -1,0 +1,28 @@
+"""Opens the store of user records that the options name."""
+
+from hiertcn.serving.event_log import EventLog
+from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.store import RecordStore
+from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.store_valkey import ValkeyStore
+
+
+def open_store(options: SidecarOptions, log: EventLog) -> RecordStore:
+    """LMDB in the state folder, or the server that ``options.store`` names.
+
+    Args:
+        options: the sidecar's.
+        log: its event log, whose name the server keeps the applied position under.
+
+    Raises:
+        InputError: the URL is none, the folder is in use, or the server refuses the login.
+        ServingError: the server cannot be reached.
+    """
+    if not options.store:
+        return LmdbStore(options.state_dir / "store", state_dtype=options.state_dtype)
+    return ValkeyStore(
+        options.store,
+        log.identity,
+        state_dtype=options.state_dtype,
+        user_ttl_s=options.user_ttl_s,
+    )
