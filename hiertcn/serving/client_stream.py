@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
 
-ATTEMPTS: Final = 4
-"""Calls in a row that may break off without an answer."""
+ATTEMPTS: Final = 10
+"""Calls in a row that may break off without an answer: long enough for a sidecar to restart."""
 
 _FIRST_WAIT_S: Final = 0.05
-_WAIT_GROWTH: Final = 3.0
+_WAIT_GROWTH: Final = 2.0
+_LONGEST_WAIT_S: Final = 2.0
 
 
 class StreamedRequests:
@@ -30,8 +31,10 @@ class StreamedRequests:
         self._answered = 0
         self._failures = 0
         self._error: Exception | None = None
-        # gRPC draws requests on a thread of each call, and that of a broken one may linger.
         self._lock = threading.Lock()
+        # gRPC draws requests on a thread of each call, and that of a broken one may linger. Not the
+        # lock above, because the source may wait for an answer before it gives its next.
+        self._drawing = threading.Lock()
 
     def draw(self) -> Iterator[Any]:
         """What one call sends: the unanswered ones, then new ones."""
@@ -39,14 +42,14 @@ class StreamedRequests:
         while True:
             with self._lock:
                 ahead = place - self._answered
-                if ahead == len(self._unanswered) and not self._draw_one():
-                    return
-                if ahead < 0:
-                    # A later call has taken over.
-                    return
-                request = self._unanswered[ahead]
-            place += 1
-            yield request
+                # One that is behind was overtaken by a later call.
+                is_over = ahead < 0
+                request = self._unanswered[ahead] if 0 <= ahead < len(self._unanswered) else None
+            if request is not None:
+                place += 1
+                yield request
+            elif is_over or not self._draw_one(place):
+                return
 
     async def draw_async(self) -> AsyncIterator[Any]:
         """The same for asyncio."""
@@ -70,15 +73,21 @@ class StreamedRequests:
         self._failures += 1
         if self._failures >= ATTEMPTS:
             return None
-        return random.uniform(0, _FIRST_WAIT_S * _WAIT_GROWTH ** (self._failures - 1))
+        wait_s = _FIRST_WAIT_S * _WAIT_GROWTH ** (self._failures - 1)
+        return min(wait_s, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
 
-    def _draw_one(self) -> bool:
-        try:
-            self._unanswered.append(next(self._source))
-        except StopIteration:
-            return False
-        except Exception as error:
-            # Raised on gRPC's thread it would reach nobody.
-            self._error = error
-            return False
+    def _draw_one(self, place: int) -> bool:
+        with self._drawing:
+            if place - self._answered < len(self._unanswered):
+                return True
+            try:
+                request = next(self._source)
+            except StopIteration:
+                return False
+            except Exception as error:
+                # Raised on gRPC's thread it would reach nobody.
+                self._error = error
+                return False
+            with self._lock:
+                self._unanswered.append(request)
         return True

@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
-from hiertcn.serving.client import Interaction
+from hiertcn.serving.client_messages import Interaction
 
 _BATCH: Final = 1000
 _TIMESTAMP_US: Final = "timestamp_us"
@@ -25,7 +25,7 @@ def read_interactions(path: str) -> Iterator[list[Interaction]]:
     Raises:
         InputError: the file cannot be read, or a line is not an interaction; it is named.
     """
-    with _opened(path) as lines:
+    with opened(path) as lines:
         batch: list[Interaction] = []
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -60,7 +60,12 @@ def time_us(text: str, field: str) -> int:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[str]]:
+def opened(path: str) -> Iterator[IO[str]]:
+    """Open a file of JSON lines, ``-`` for stdin.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if path == "-":
         yield sys.stdin
         return

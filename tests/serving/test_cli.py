@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hiertcn import __version__
 from hiertcn.cli import app
 from hiertcn.errors import InputError
+from hiertcn.serving.client import Interaction
 
 T0 = 1_767_225_600_000_000 + 3_600_000_000
 
@@ -80,6 +81,16 @@ def test_recommend_prints_json_or_a_table(shared_toy, address):
     table = run("recommend", "user-1", *options, "--candidate", "item-3", "--candidate", "none")
     assert "item-3" in table and str(toy.number) in table
     assert "unknown to the release: none" in table
+
+
+def test_recommend_takes_filters_seen_items_and_a_deadline(running, address):
+    running.client.record([Interaction("ada", "item-1", T0)])
+    options = ["ada", "--address", address, "--timestamp", str(T0), "-k", "50", "--json"]
+    assert len(json.loads(run("recommend", *options))["items"]) == 50
+    found = json.loads(run("recommend", *options, "--exclude-seen", "--deadline-ms", "2000"))
+    assert "item-1" not in {item["item_id"] for item in found["items"]}
+    assert "no item attributes" in refusal("recommend", *options, "--filter", "colour=red")
+    assert "was not understood" in refusal("recommend", *options, "--filter", "colour")
 
 
 def test_record_takes_options_files_and_stdin(running, address, tmp_path):
