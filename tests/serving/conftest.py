@@ -144,11 +144,15 @@ StartSidecar = Callable[..., RunningSidecar]
 class RedisServer:
     """A real server on a free port of this machine, keeping what it is told in its folder."""
 
-    def __init__(self, program: str, folder: Path, *options: str) -> None:
-        with socket.socket() as free:
+    def __init__(self, program: str, folder: Path, *options: str, tls: bool = False) -> None:
+        with socket.socket() as free, socket.socket() as other:
             free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
+            other.bind(("127.0.0.1", 0))
+            self.port, cluster_port = (int(one.getsockname()[1]) for one in (free, other))
+        if "--cluster-enabled" in options:
+            options = (*options, "--cluster-port", str(cluster_port))
+        self._command = [program, "--tls-port" if tls else "--port", str(self.port)]
+        self._command += [*(["--port", "0"] if tls else []), "--bind", "127.0.0.1"]
         self._command += ["--dir", str(folder), "--save", "", *options]
         self._process: subprocess.Popen[str] | None = None
 
@@ -174,21 +178,19 @@ class RedisServer:
 StartRedis = Callable[..., RedisServer]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_redis(
     required_program: Callable[[str], str],
     required_module: Callable[[str], None],
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StartRedis]:
     """Starts servers with given options; kills what is left."""
     program = required_program("redis-server")
     required_module("valkey")
     running: list[RedisServer] = []
 
-    def start(*options: str) -> RedisServer:
-        folder = tmp_path / f"redis-{len(running)}"
-        folder.mkdir()
-        running.append(RedisServer(program, folder, *options))
+    def start(*options: str, tls: bool = False) -> RedisServer:
+        running.append(RedisServer(program, tmp_path_factory.mktemp("redis"), *options, tls=tls))
         running[-1].start()
         return running[-1]
 
