@@ -13,6 +13,8 @@ from typing import Annotated, Final
 import typer
 
 from hiertcn import __version__
+from hiertcn.cli_connection import Address, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
+from hiertcn.cli_items import items_app
 from hiertcn.cli_releases import AsJson, Repository, print_json, print_table, releases_app
 from hiertcn.errors import HiertcnError, InputError
 
@@ -24,39 +26,7 @@ app: Final = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(releases_app, name="releases")
-
-Address = Annotated[
-    str,
-    typer.Option(envvar="HIERTCN_ADDRESS", help="host:port of the sidecar's gRPC door."),
-]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="HIERTCN_TLS_CA",
-        help="PEM certificates of the authorities that may sign the sidecar's; turns TLS on.",
-        show_default="plain text",
-    ),
-]
-TlsCert = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="HIERTCN_TLS_CERT", help="PEM certificate of this client.", show_default=False
-    ),
-]
-TlsKey = Annotated[
-    Path | None, typer.Option(envvar="HIERTCN_TLS_KEY", help="Its PEM key.", show_default=False)
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="HIERTCN_TOKEN_FILE",
-        help="File whose first line ends in the bearer token.",
-        show_default="no token",
-    ),
-]
-TimeoutS = Annotated[
-    float, typer.Option("--timeout", help="Longest wait for an answer, in seconds.", min=0.01)
-]
+app.add_typer(items_app, name="items")
 
 
 def main() -> None:

@@ -15,6 +15,18 @@ PRIOR_SCALE: Final = 0.25
 """Standard deviation of the prior: of the order of one coordinate of a unit vector."""
 
 
+def unseen_prior(counts: ArrayLike, *, scale: float = PRIOR_SCALE) -> float:
+    """Return the prior of one more item that was never interacted with, beside these counts.
+
+    Args:
+        counts: what :func:`popularity_prior` was given, [items].
+        scale: what it was given.
+    """
+    logs = np.log1p(np.asarray(counts, np.float64))
+    spread = float(logs.std()) if len(logs) else 0.0
+    return 0.0 if spread == 0.0 else float(-logs.mean()) * scale / spread
+
+
 def popularity_prior(counts: ArrayLike, *, scale: float = PRIOR_SCALE) -> NDArray[np.float32]:
     """Return the standardized logarithm of interaction counts, float32 [items].
 

@@ -11,16 +11,21 @@ no call; a Triton that came back without its models gets them loaded again.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, TypeVarTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hiertcn.errors import HiertcnError, InputError, ReleaseError
 from hiertcn.export.tensors import TCN
-from hiertcn.release.repository import MODELS, ReleaseRepository
+from hiertcn.items.index import IdIndex
+from hiertcn.release.repository import MODELS, OPTIONAL_MODELS, ReleaseRepository
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.fold import JournalBound
 from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.item_upserts import ItemUpserts
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.serving_release import ServingRelease
@@ -46,6 +51,7 @@ class Activation:
         models: warms them.
         metrics: where activations are counted.
         recent: the interactions recorded here, which live counts go on with.
+        upserts: brings new items into a release before it serves.
         journal_entries: longest journal of a user.
     """
 
@@ -57,6 +63,7 @@ class Activation:
         models: ModelBatcher,
         metrics: Metrics,
         recent: RecentInteractions,
+        upserts: ItemUpserts,
         *,
         journal_entries: int,
     ) -> None:
@@ -66,6 +73,7 @@ class Activation:
         self._models = models
         self._metrics = metrics
         self._recent = recent
+        self._upserts = upserts
         self._journal_entries = journal_entries
         self._serving: tuple[ServingRelease, JournalBound] | None = None
         self._before: ServingRelease | None = None
@@ -171,17 +179,24 @@ class Activation:
             release = await self._blocking(ServingRelease, self._repository, number, self._recent)
             await self._blocking(release.warm)
             await self._models.warm(release)
+            await self._upserts.bring_up(release)
+            if len(release.overlay):
+                await self._blocking(release.recount_live)
             if flip:
                 await self._blocking(self._repository.activate, number)
+            while not self._upserts.is_complete(release):
+                await self._upserts.bring_up(release)
         except HiertcnError:
             self._metrics.activations.labels("refused").inc()
             raise
         before = self._serving[0] if self._serving is not None else None
         self._serving = (release, self._bound(release, before))
         self._before = before
+        self._upserts.settle(self._indexes(release, before))
         self._refused = None
         self._metrics.activations.labels("served").inc()
         self._metrics.release.set(number)
+        self._metrics.watermark.set(self.current.watermark_us / 1e6)
         _log.info("serving release %d", number)
 
     async def _load(self, number: int) -> None:
@@ -194,6 +209,32 @@ class Activation:
             await _drained(self._before)
         for model in MODELS:
             await self._blocking(self._control.load, model, sorted(kept))
+        for model in OPTIONAL_MODELS:
+            await self._blocking(self._load_optional, model, kept)
+
+    def _load_optional(self, model: str, releases: set[int]) -> None:
+        having = [
+            number for number in sorted(releases) if self._repository.has_model(model, number)
+        ]
+        if having:
+            self._control.load(model, having)
+        elif self._control.loaded(model):
+            self._control.unload(model)
+
+    def _indexes(
+        self, release: ServingRelease, before: ServingRelease | None
+    ) -> list[Callable[[Sequence[str]], NDArray[np.int64]]]:
+        """Look-ups of the release and of the one that a roll-back would return to."""
+        found = [release.released_rows]
+        if before is not None:
+            found.append(before.released_rows)
+        elif (previous := self._repository.previous()) is not None:
+            try:
+                index = IdIndex.open(self._repository.path(previous) / "item_index")
+                found.append(index.rows)
+            except InputError as error:
+                _log.warning("cannot roll back: %s", error)
+        return found
 
     def _bound(self, release: ServingRelease, before: ServingRelease | None) -> JournalBound:
         watermarks = [release.watermark_us]

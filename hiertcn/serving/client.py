@@ -19,12 +19,14 @@ from typing import Any, Final
 
 import grpc
 
+from hiertcn.serving import client_items as items_messages
 from hiertcn.serving import client_messages as messages
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import recommender_pb2_grpc as pb_grpc
 from hiertcn.serving.access import Access
 from hiertcn.serving.breaker import CircuitBreaker
 from hiertcn.serving.client_calls import CallOutcomes, channel_options, is_retried
+from hiertcn.serving.client_items import NewItem, UpsertResult
 from hiertcn.serving.client_messages import (
     Filter,
     Interaction,
@@ -44,18 +46,21 @@ __all__ = [
     "Filter",
     "Interaction",
     "JournalEntry",
+    "NewItem",
     "Recommendation",
     "RecommenderClient",
     "RecordResult",
     "Release",
     "Releases",
     "ScoredItem",
+    "UpsertResult",
     "User",
 ]
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 
 _ACTIVATION_TIMEOUT_S: Final = 600.0
+_UPSERT_TIMEOUT_S: Final = 60.0
 
 
 class RecommenderClient:
@@ -177,6 +182,19 @@ class RecommenderClient:
                 time.sleep(wait_s)
             finally:
                 call.cancel()
+
+    def upsert_items(
+        self, items: Sequence[NewItem], *, timeout_s: float = _UPSERT_TIMEOUT_S
+    ) -> UpsertResult:
+        """Add items that the release does not know; when this returns they are candidates.
+
+        Args:
+            items: 1 to 1000, each once.
+            timeout_s: longest wait; encoding the first texts takes the sidecar seconds.
+        """
+        request = items_messages.upsert_request(items)
+        reply = self._call(self._recommender.UpsertItems, request, timeout_s)
+        return items_messages.upsert_result(reply)
 
     def get_user(self, user_id: str) -> User | None:
         """What the sidecar holds of a user; None for an unknown one."""
@@ -309,6 +327,14 @@ class AsyncRecommenderClient:
                 await asyncio.sleep(wait_s)
             finally:
                 call.cancel()
+
+    async def upsert_items(
+        self, items: Sequence[NewItem], *, timeout_s: float = _UPSERT_TIMEOUT_S
+    ) -> UpsertResult:
+        """Add items that the release does not know, as the blocking client does."""
+        request = items_messages.upsert_request(items)
+        reply = await self._call(self._recommender.UpsertItems, request, timeout_s)
+        return items_messages.upsert_result(reply)
 
     async def get_user(self, user_id: str) -> User | None:
         """What the sidecar holds of a user; None for an unknown one."""

@@ -3,7 +3,8 @@
 One file per segment and UTC date, ``events/date=YYYY-MM-DD/part-<segment>.parquet``, with the
 columns of the ingest contract. The names follow from the segment, so doing it again after a crash
 replaces files and repeats nothing. What a deleted user did before the deletion is left out, and
-erased from the files and sealed segments written earlier. An interaction that is in two segments
+erased from the files and sealed segments written earlier. Upserted items go to ``items/`` beside
+``events`` (``item_export.py``). An interaction that is in two segments
 (a retry whose first attempt was already rotated away) appears twice; ingest keeps it once.
 """
 
@@ -20,6 +21,8 @@ import pyarrow.parquet as pq
 from hiertcn.events.columns import DATE, EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
 from hiertcn.files import whole_file
 from hiertcn.serving.event_log import EventLog, LoggedDeletion, SealedSegment, read_segment
+from hiertcn.serving.item_export import ITEMS_FOLDER, export_items
+from hiertcn.serving.logged_items import LoggedItem
 from hiertcn.serving.record import user_key
 
 _log = logging.getLogger(__name__)
@@ -61,10 +64,14 @@ def _export_segment(
 ) -> tuple[int, int | None, dict[bytes, int]]:
     rows: dict[tuple[str, str, int], tuple[int, str]] = {}
     deleted: dict[bytes, int] = {}
+    items: dict[str, LoggedItem] = {}
     last_us: int | None = None
     for order, (_, entry) in enumerate(read_segment(segment.path)):
         if isinstance(entry, LoggedDeletion):
             deleted[entry.user_key] = order
+            continue
+        if isinstance(entry, LoggedItem):
+            items[entry.item_id] = entry
             continue
         rows.setdefault(
             (entry.user_id, entry.item_id, entry.timestamp_us), (order, entry.event_type)
@@ -81,6 +88,8 @@ def _export_segment(
         by_day.setdefault(timestamp_us // _US_PER_DAY, []).append((user, item, timestamp_us, kind))
     for day, found in sorted(by_day.items()):
         _write_day(events / f"{DATE}={_date(day)}" / f"part-{segment.number}.parquet", found)
+    if items:
+        export_items(list(items.values()), events.with_name(ITEMS_FOLDER), segment.number)
     if rows:
         _log.info("wrote %d recorded interactions to %s", len(rows), events)
     return len(rows), last_us, deleted

@@ -32,6 +32,13 @@ class Allowed:
         """How many."""
         return int(np.count_nonzero(self.mask))
 
+    def passes(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some rows pass, bool ``[n]``; items newer than the mask do not."""
+        beyond = rows >= len(self.mask)
+        if not beyond.any():
+            return self.mask[rows]
+        return self.mask[np.where(beyond, 0, rows)] & ~beyond
+
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Their rows, int64 ``[count]``, ascending."""

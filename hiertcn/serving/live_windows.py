@@ -144,6 +144,15 @@ class LiveCountsAt:
             self._totals = self.counts_of_rows.sum(axis=1)
         return self._totals
 
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The counts of any rows, float32 ``[windows, n]``; 0 for items newer than the counts."""
+        items = self.counts.shape[1]
+        if not len(rows) or int(rows.max()) < items:
+            return self.counts[:, rows]
+        counts: NDArray[np.float32] = self.counts[:, np.minimum(rows, items - 1)]
+        counts[:, rows >= items] = 0.0
+        return counts
+
     def touch(self) -> None:
         """Note that the counts have changed."""
         self._rows = self._counts_of_rows = self._totals = None
@@ -208,6 +217,14 @@ class LiveWindows:
         if before is not None:
             self._add(before.minutes, before.item_rows, before.counts.astype(np.float32))
         self._catch_up()
+
+    def widen(self, items: int) -> None:
+        """Make room for items that came after the release; those before keep their counts."""
+        self._items = max(self._items, items)
+        for asked in self._asked:
+            more = self._items - asked.counts.shape[1]
+            asked.counts = np.pad(asked.counts, ((0, 0), (0, more)))
+            asked.touch()
 
     @property
     def interactions(self) -> int:

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hiertcn/serving/recommender.proto\x12\nhiertcn.v1\"\xdd\x01\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\ncandidates\x18\x03 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x14\n\x0ctimestamp_us\x18\x05 \x01(\x03\x12\x17\n\x0f\x63\x61ndidates_only\x18\x06 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x07 \x01(\x08\x12#\n\x07\x66ilters\x18\x08 \x03(\x0b\x32\x12.hiertcn.v1.Filter\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x05\x42\x04\n\x02_k\"m\n\x06\x46ilter\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\x12\x0f\n\x07none_of\x18\x03 \x03(\t\x12\x10\n\x03min\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x03max\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\",\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"t\n\x11RecommendResponse\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12%\n\x05items\x18\x02 \x03(\x0b\x32\x16.hiertcn.v1.ScoredItem\x12\x15\n\runknown_items\x18\x03 \x03(\t\x12\x10\n\x08\x66\x61llback\x18\x04 \x01(\x08\"r\n\x0bInteraction\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x14\n\x0ctimestamp_us\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x12\n\nevent_type\x18\x05 \x01(\t\"J\n\x19RecordInteractionsRequest\x12-\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x17.hiertcn.v1.Interaction\"g\n\x1aRecordInteractionsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\x12\x0c\n\x04late\x18\x03 \x01(\x03\x12\x15\n\runknown_items\x18\x04 \x03(\t\"!\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\xd2\x01\n\x0fGetUserResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0f\n\x07release\x18\x02 \x01(\x03\x12\x1c\n\x0f\x66olded_until_us\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\x0copen_session\x18\x04 \x03(\x0b\x32\x18.hiertcn.v1.JournalEntry\x12)\n\x07journal\x18\x05 \x03(\x0b\x32\x18.hiertcn.v1.JournalEntry\x12\x12\n\nstate_norm\x18\x06 \x01(\x02\x42\x12\n\x10_folded_until_us\"W\n\x0cJournalEntry\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0ctimestamp_us\x18\x02 \x01(\x03\x12\x0c\n\x04late\x18\x03 \x01(\x08\x12\x12\n\nknown_item\x18\x04 \x01(\x08\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x12\x44\x65leteUserResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\x15\n\x13ListReleasesRequest\"e\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\x08\x12\x10\n\x08previous\x18\x03 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x14\n\x0cwatermark_us\x18\x05 \x01(\x03\"N\n\x14ListReleasesResponse\x12%\n\x08releases\x18\x01 \x03(\x0b\x32\x13.hiertcn.v1.Release\x12\x0f\n\x07serving\x18\x02 \x01(\x03\")\n\x16\x41\x63tivateReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"\x18\n\x16RollBackReleaseRequest\"<\n\x17\x41\x63tivateReleaseResponse\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x10\n\x08previous\x18\x02 \x01(\x03\x32\xb6\x03\n\x0bRecommender\x12H\n\tRecommend\x12\x1c.hiertcn.v1.RecommendRequest\x1a\x1d.hiertcn.v1.RecommendResponse\x12\x63\n\x12RecordInteractions\x12%.hiertcn.v1.RecordInteractionsRequest\x1a&.hiertcn.v1.RecordInteractionsResponse\x12g\n\x12StreamInteractions\x12%.hiertcn.v1.RecordInteractionsRequest\x1a&.hiertcn.v1.RecordInteractionsResponse(\x01\x30\x01\x12\x42\n\x07GetUser\x12\x1a.hiertcn.v1.GetUserRequest\x1a\x1b.hiertcn.v1.GetUserResponse\x12K\n\nDeleteUser\x12\x1d.hiertcn.v1.DeleteUserRequest\x1a\x1e.hiertcn.v1.DeleteUserResponse2\x95\x02\n\x08Releases\x12Q\n\x0cListReleases\x12\x1f.hiertcn.v1.ListReleasesRequest\x1a .hiertcn.v1.ListReleasesResponse\x12Z\n\x0f\x41\x63tivateRelease\x12\".hiertcn.v1.ActivateReleaseRequest\x1a#.hiertcn.v1.ActivateReleaseResponse\x12Z\n\x0fRollBackRelease\x12\".hiertcn.v1.RollBackReleaseRequest\x1a#.hiertcn.v1.ActivateReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hiertcn/serving/recommender.proto\x12\nhiertcn.v1\"\xdd\x01\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\ncandidates\x18\x03 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x14\n\x0ctimestamp_us\x18\x05 \x01(\x03\x12\x17\n\x0f\x63\x61ndidates_only\x18\x06 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x07 \x01(\x08\x12#\n\x07\x66ilters\x18\x08 \x03(\x0b\x32\x12.hiertcn.v1.Filter\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x05\x42\x04\n\x02_k\"m\n\x06\x46ilter\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\x12\x0f\n\x07none_of\x18\x03 \x03(\t\x12\x10\n\x03min\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x03max\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\",\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"t\n\x11RecommendResponse\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12%\n\x05items\x18\x02 \x03(\x0b\x32\x16.hiertcn.v1.ScoredItem\x12\x15\n\runknown_items\x18\x03 \x03(\t\x12\x10\n\x08\x66\x61llback\x18\x04 \x01(\x08\"r\n\x0bInteraction\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x14\n\x0ctimestamp_us\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x12\n\nevent_type\x18\x05 \x01(\t\"J\n\x19RecordInteractionsRequest\x12-\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x17.hiertcn.v1.Interaction\"g\n\x1aRecordInteractionsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\x12\x0c\n\x04late\x18\x03 \x01(\x03\x12\x15\n\runknown_items\x18\x04 \x03(\t\"\xd6\x01\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x31\n\x05texts\x18\x03 \x01(\x0b\x32 .hiertcn.v1.AttributeValue.TextsH\x00\x12\x33\n\x06vector\x18\x04 \x01(\x0b\x32!.hiertcn.v1.AttributeValue.VectorH\x00\x1a\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\x1a\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\x42\x07\n\x05value\"\xcf\x01\n\x07NewItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x37\n\nattributes\x18\x02 \x03(\x0b\x32#.hiertcn.v1.NewItem.AttributesEntry\x12\x11\n\tneighbors\x18\x03 \x03(\t\x12\x18\n\x10neighbor_weights\x18\x04 \x03(\x02\x1aM\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.hiertcn.v1.AttributeValue:\x02\x38\x01\"8\n\x12UpsertItemsRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.hiertcn.v1.NewItem\"p\n\x13UpsertItemsResponse\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x13\n\x0bknown_items\x18\x02 \x03(\t\x12\x18\n\x10without_features\x18\x03 \x03(\t\x12\x19\n\x11unknown_neighbors\x18\x04 \x03(\t\"!\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\xd2\x01\n\x0fGetUserResponse\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0f\n\x07release\x18\x02 \x01(\x03\x12\x1c\n\x0f\x66olded_until_us\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\x0copen_session\x18\x04 \x03(\x0b\x32\x18.hiertcn.v1.JournalEntry\x12)\n\x07journal\x18\x05 \x03(\x0b\x32\x18.hiertcn.v1.JournalEntry\x12\x12\n\nstate_norm\x18\x06 \x01(\x02\x42\x12\n\x10_folded_until_us\"W\n\x0cJournalEntry\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0ctimestamp_us\x18\x02 \x01(\x03\x12\x0c\n\x04late\x18\x03 \x01(\x08\x12\x12\n\nknown_item\x18\x04 \x01(\x08\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x12\x44\x65leteUserResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\x15\n\x13ListReleasesRequest\"e\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x02 \x01(\x08\x12\x10\n\x08previous\x18\x03 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x14\n\x0cwatermark_us\x18\x05 \x01(\x03\"N\n\x14ListReleasesResponse\x12%\n\x08releases\x18\x01 \x03(\x0b\x32\x13.hiertcn.v1.Release\x12\x0f\n\x07serving\x18\x02 \x01(\x03\")\n\x16\x41\x63tivateReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"\x18\n\x16RollBackReleaseRequest\"<\n\x17\x41\x63tivateReleaseResponse\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x10\n\x08previous\x18\x02 \x01(\x03\x32\x86\x04\n\x0bRecommender\x12H\n\tRecommend\x12\x1c.hiertcn.v1.RecommendRequest\x1a\x1d.hiertcn.v1.RecommendResponse\x12\x63\n\x12RecordInteractions\x12%.hiertcn.v1.RecordInteractionsRequest\x1a&.hiertcn.v1.RecordInteractionsResponse\x12g\n\x12StreamInteractions\x12%.hiertcn.v1.RecordInteractionsRequest\x1a&.hiertcn.v1.RecordInteractionsResponse(\x01\x30\x01\x12N\n\x0bUpsertItems\x12\x1e.hiertcn.v1.UpsertItemsRequest\x1a\x1f.hiertcn.v1.UpsertItemsResponse\x12\x42\n\x07GetUser\x12\x1a.hiertcn.v1.GetUserRequest\x1a\x1b.hiertcn.v1.GetUserResponse\x12K\n\nDeleteUser\x12\x1d.hiertcn.v1.DeleteUserRequest\x1a\x1e.hiertcn.v1.DeleteUserResponse2\x95\x02\n\x08Releases\x12Q\n\x0cListReleases\x12\x1f.hiertcn.v1.ListReleasesRequest\x1a .hiertcn.v1.ListReleasesResponse\x12Z\n\x0f\x41\x63tivateRelease\x12\".hiertcn.v1.ActivateReleaseRequest\x1a#.hiertcn.v1.ActivateReleaseResponse\x12Z\n\x0fRollBackRelease\x12\".hiertcn.v1.RollBackReleaseRequest\x1a#.hiertcn.v1.ActivateReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hiertcn.serving.recommender_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_NEWITEM_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_NEWITEM_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDREQUEST']._serialized_start=50
   _globals['_RECOMMENDREQUEST']._serialized_end=271
   _globals['_FILTER']._serialized_start=273
@@ -45,30 +47,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDINTERACTIONSREQUEST']._serialized_end=738
   _globals['_RECORDINTERACTIONSRESPONSE']._serialized_start=740
   _globals['_RECORDINTERACTIONSRESPONSE']._serialized_end=843
-  _globals['_GETUSERREQUEST']._serialized_start=845
-  _globals['_GETUSERREQUEST']._serialized_end=878
-  _globals['_GETUSERRESPONSE']._serialized_start=881
-  _globals['_GETUSERRESPONSE']._serialized_end=1091
-  _globals['_JOURNALENTRY']._serialized_start=1093
-  _globals['_JOURNALENTRY']._serialized_end=1180
-  _globals['_DELETEUSERREQUEST']._serialized_start=1182
-  _globals['_DELETEUSERREQUEST']._serialized_end=1218
-  _globals['_DELETEUSERRESPONSE']._serialized_start=1220
-  _globals['_DELETEUSERRESPONSE']._serialized_end=1257
-  _globals['_LISTRELEASESREQUEST']._serialized_start=1259
-  _globals['_LISTRELEASESREQUEST']._serialized_end=1280
-  _globals['_RELEASE']._serialized_start=1282
-  _globals['_RELEASE']._serialized_end=1383
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=1385
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=1463
-  _globals['_ACTIVATERELEASEREQUEST']._serialized_start=1465
-  _globals['_ACTIVATERELEASEREQUEST']._serialized_end=1506
-  _globals['_ROLLBACKRELEASEREQUEST']._serialized_start=1508
-  _globals['_ROLLBACKRELEASEREQUEST']._serialized_end=1532
-  _globals['_ACTIVATERELEASERESPONSE']._serialized_start=1534
-  _globals['_ACTIVATERELEASERESPONSE']._serialized_end=1594
-  _globals['_RECOMMENDER']._serialized_start=1597
-  _globals['_RECOMMENDER']._serialized_end=2035
-  _globals['_RELEASES']._serialized_start=2038
-  _globals['_RELEASES']._serialized_end=2315
+  _globals['_ATTRIBUTEVALUE']._serialized_start=846
+  _globals['_ATTRIBUTEVALUE']._serialized_end=1060
+  _globals['_ATTRIBUTEVALUE_TEXTS']._serialized_start=1002
+  _globals['_ATTRIBUTEVALUE_TEXTS']._serialized_end=1025
+  _globals['_ATTRIBUTEVALUE_VECTOR']._serialized_start=1027
+  _globals['_ATTRIBUTEVALUE_VECTOR']._serialized_end=1051
+  _globals['_NEWITEM']._serialized_start=1063
+  _globals['_NEWITEM']._serialized_end=1270
+  _globals['_NEWITEM_ATTRIBUTESENTRY']._serialized_start=1193
+  _globals['_NEWITEM_ATTRIBUTESENTRY']._serialized_end=1270
+  _globals['_UPSERTITEMSREQUEST']._serialized_start=1272
+  _globals['_UPSERTITEMSREQUEST']._serialized_end=1328
+  _globals['_UPSERTITEMSRESPONSE']._serialized_start=1330
+  _globals['_UPSERTITEMSRESPONSE']._serialized_end=1442
+  _globals['_GETUSERREQUEST']._serialized_start=1444
+  _globals['_GETUSERREQUEST']._serialized_end=1477
+  _globals['_GETUSERRESPONSE']._serialized_start=1480
+  _globals['_GETUSERRESPONSE']._serialized_end=1690
+  _globals['_JOURNALENTRY']._serialized_start=1692
+  _globals['_JOURNALENTRY']._serialized_end=1779
+  _globals['_DELETEUSERREQUEST']._serialized_start=1781
+  _globals['_DELETEUSERREQUEST']._serialized_end=1817
+  _globals['_DELETEUSERRESPONSE']._serialized_start=1819
+  _globals['_DELETEUSERRESPONSE']._serialized_end=1856
+  _globals['_LISTRELEASESREQUEST']._serialized_start=1858
+  _globals['_LISTRELEASESREQUEST']._serialized_end=1879
+  _globals['_RELEASE']._serialized_start=1881
+  _globals['_RELEASE']._serialized_end=1982
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=1984
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=2062
+  _globals['_ACTIVATERELEASEREQUEST']._serialized_start=2064
+  _globals['_ACTIVATERELEASEREQUEST']._serialized_end=2105
+  _globals['_ROLLBACKRELEASEREQUEST']._serialized_start=2107
+  _globals['_ROLLBACKRELEASEREQUEST']._serialized_end=2131
+  _globals['_ACTIVATERELEASERESPONSE']._serialized_start=2133
+  _globals['_ACTIVATERELEASERESPONSE']._serialized_end=2193
+  _globals['_RECOMMENDER']._serialized_start=2196
+  _globals['_RECOMMENDER']._serialized_end=2714
+  _globals['_RELEASES']._serialized_start=2717
+  _globals['_RELEASES']._serialized_end=2994
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,65 @@ class RecordInteractionsResponse(_message.Message):
     unknown_items: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, accepted: _Optional[int] = ..., duplicates: _Optional[int] = ..., late: _Optional[int] = ..., unknown_items: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class AttributeValue(_message.Message):
+    __slots__ = ("text", "number", "texts", "vector")
+    class Texts(_message.Message):
+        __slots__ = ("values",)
+        VALUES_FIELD_NUMBER: _ClassVar[int]
+        values: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
+    class Vector(_message.Message):
+        __slots__ = ("values",)
+        VALUES_FIELD_NUMBER: _ClassVar[int]
+        values: _containers.RepeatedScalarFieldContainer[float]
+        def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: float
+    texts: AttributeValue.Texts
+    vector: AttributeValue.Vector
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ..., texts: _Optional[_Union[AttributeValue.Texts, _Mapping]] = ..., vector: _Optional[_Union[AttributeValue.Vector, _Mapping]] = ...) -> None: ...
+
+class NewItem(_message.Message):
+    __slots__ = ("item_id", "attributes", "neighbors", "neighbor_weights")
+    class AttributesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: AttributeValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[AttributeValue, _Mapping]] = ...) -> None: ...
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOR_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    attributes: _containers.MessageMap[str, AttributeValue]
+    neighbors: _containers.RepeatedScalarFieldContainer[str]
+    neighbor_weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, item_id: _Optional[str] = ..., attributes: _Optional[_Mapping[str, AttributeValue]] = ..., neighbors: _Optional[_Iterable[str]] = ..., neighbor_weights: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class UpsertItemsRequest(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[NewItem]
+    def __init__(self, items: _Optional[_Iterable[_Union[NewItem, _Mapping]]] = ...) -> None: ...
+
+class UpsertItemsResponse(_message.Message):
+    __slots__ = ("release", "known_items", "without_features", "unknown_neighbors")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    release: int
+    known_items: _containers.RepeatedScalarFieldContainer[str]
+    without_features: _containers.RepeatedScalarFieldContainer[str]
+    unknown_neighbors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, release: _Optional[int] = ..., known_items: _Optional[_Iterable[str]] = ..., without_features: _Optional[_Iterable[str]] = ..., unknown_neighbors: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class GetUserRequest(_message.Message):
     __slots__ = ("user_id",)
     USER_ID_FIELD_NUMBER: _ClassVar[int]

@@ -49,6 +49,11 @@ class RecommenderStub:
                 request_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
                 response_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
                 _registered_method=True)
+        self.UpsertItems = channel.unary_unary(
+                '/hiertcn.v1.Recommender/UpsertItems',
+                request_serializer=hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsRequest.SerializeToString,
+                response_deserializer=hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsResponse.FromString,
+                _registered_method=True)
         self.GetUser = channel.unary_unary(
                 '/hiertcn.v1.Recommender/GetUser',
                 request_serializer=hiertcn_dot_serving_dot_recommender__pb2.GetUserRequest.SerializeToString,
@@ -86,6 +91,14 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpsertItems(self, request, context):
+        """Adds items that the release does not know, or replaces what was said of them; answers once they
+        are on disk and candidates of the serving release.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUser(self, request, context):
         """Shows what the sidecar holds about a user.
         """
@@ -117,6 +130,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.StreamInteractions,
                     request_deserializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.FromString,
                     response_serializer=hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.SerializeToString,
+            ),
+            'UpsertItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertItems,
+                    request_deserializer=hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsRequest.FromString,
+                    response_serializer=hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsResponse.SerializeToString,
             ),
             'GetUser': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUser,
@@ -210,6 +228,33 @@ class Recommender:
             '/hiertcn.v1.Recommender/StreamInteractions',
             hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsRequest.SerializeToString,
             hiertcn_dot_serving_dot_recommender__pb2.RecordInteractionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hiertcn.v1.Recommender/UpsertItems',
+            hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsRequest.SerializeToString,
+            hiertcn_dot_serving_dot_recommender__pb2.UpsertItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,7 @@ from hiertcn.serving import validation as check
 from hiertcn.serving.activation import Activation
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.fold import UNKNOWN_ROW, unfolded
+from hiertcn.serving.item_validation import checked_new_items
 from hiertcn.serving.record import NEVER_US, Journal
 
 RECOMMENDER: Final = "hiertcn.v1.Recommender"
@@ -102,6 +103,18 @@ class RecommenderMethods:
             duplicates=recorded.duplicates,
             late=recorded.late,
             unknown_items=recorded.unknown_items,
+        )
+
+    async def UpsertItems(
+        self, request: pb.UpsertItemsRequest, context: Any
+    ) -> pb.UpsertItemsResponse:
+        """Add items between builds."""
+        found = await self._engine.upsert(checked_new_items(request.items))
+        return pb.UpsertItemsResponse(
+            release=found.release,
+            known_items=found.known_items,
+            without_features=found.without_features,
+            unknown_neighbors=found.unknown_neighbors,
         )
 
     async def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:

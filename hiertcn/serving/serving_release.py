@@ -7,6 +7,7 @@ is pruned, until the last request that holds the object ends.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError, ReleaseError
+from hiertcn.export.tensors import ITEM_ENCODER
 from hiertcn.export.term_gate import TERMS_FILE
+from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.items.attributes import ITEM_ATTRIBUTES, ItemAttributes
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.item_filters import ItemFilters
+from hiertcn.serving.item_embedding import NewItemEncoding
+from hiertcn.serving.item_filters import Allowed, ItemFilters
+from hiertcn.serving.item_overlay import (
+    CatalogueItems,
+    CatalogueNeighbors,
+    CatalogueTable,
+    ItemOverlay,
+)
 from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
+from hiertcn.serving.logged_items import LoggedItem
 from hiertcn.serving.recent_interactions import RecentInteractions
+from hiertcn.serving.record import UserRecord
 from hiertcn.serving.scoring_terms import ScoringTerms
 from hiertcn.serving.snapshot import LIVE_COUNTS, TRANSITIONS, StateSnapshot, UserSnapshot
+
+_NEW_ITEMS_ROOM: Final = 1024
+"""Live counts are widened for this many items more than are there."""
 
 _POPULAR_ROWS: Final = 16_000
 """Enough for the largest k after the largest list of exclusions and a full journal."""
@@ -35,9 +50,11 @@ class ServingRelease:
 
     Attributes:
         number: the release number, and the version of its models in Triton.
-        table: item vectors ``[items, dim]``.
-        items: index from item id to row.
-        neighbors: nearest-neighbour index over the table.
+        table: item vectors ``[items, dim]``, new items' (``item_overlay.py``) behind its own.
+        items: index from item id to row, likewise.
+        neighbors: nearest-neighbour index over the table, likewise.
+        overlay: the new items among them.
+        new_item_encoding: what embeds them, None in a release without an item encoder.
         snapshot: user states at the watermark.
         start_state: float32 ``[layers, hidden]``.
         popularity: float32 ``[items]``.
@@ -71,15 +88,24 @@ class ServingRelease:
         settings = repository.manifest(number).settings
         self.number = number
         try:
-            self.items = IdIndex.open(path / "item_index")
-            self.table = ItemTable.open(path / "item_table")
-            self.neighbors = NeighborIndex.open(path / "neighbor_index", self.table)
+            index = IdIndex.open(path / "item_index")
+            table = ItemTable.open(path / "item_table")
+            neighbors = NeighborIndex.open(path / "neighbor_index", table)
+            self.overlay = ItemOverlay(len(index), table.dim)
+            self.items = CatalogueItems(index, self.overlay)
+            self.table = CatalogueTable(table, self.overlay)
+            self.neighbors = CatalogueNeighbors(neighbors, self.overlay)
             self.snapshot = StateSnapshot.open(path / "user_states")
             self.start_state: NDArray[np.float32] = np.load(
                 path / "start_state.npy", allow_pickle=False
             )
             self.popularity: NDArray[np.float32] = np.load(
                 path / "popularity.npy", allow_pickle=False
+            )
+            self.new_item_encoding = (
+                NewItemEncoding.open(path, self.popularity)
+                if repository.has_model(ITEM_ENCODER, number)
+                else None
             )
             attributes = path / ITEM_ATTRIBUTES
             self.attributes = ItemAttributes.open(attributes) if attributes.exists() else None
@@ -101,13 +127,9 @@ class ServingRelease:
         self._popularity_share: NDArray[np.float32] = self.popularity / np.float32(
             1.0 + self.popularity.max(initial=0.0)
         )
-        self.live = LiveWindows(
-            len(self.items),
-            self.item_rows,
-            self.watermark_us,
-            recent or RecentInteractions(),
-            before,
-        )
+        self._recent = recent or RecentInteractions()
+        self._counted_before = before
+        self.live = self._count_live()
 
     @property
     def dim(self) -> int:
@@ -129,14 +151,71 @@ class ServingRelease:
             return np.empty(0, np.int64)
         return self.items.rows(item_ids)
 
+    def released_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the items that the release itself knows, -1 for others and new ones."""
+        if not item_ids:
+            return np.empty(0, np.int64)
+        return self.items.released.rows(item_ids)
+
+    def add_new(self, items: Sequence[LoggedItem], vectors: NDArray[np.float32]) -> None:
+        """Make new items candidates; on the thread that asks the live counts.
+
+        Args:
+            items: none of which the release knows.
+            vectors: float32 ``[n, dim]``.
+        """
+        needed = len(self.items) + len(items)
+        if needed > self._live_room:
+            self._live_room = needed + _NEW_ITEMS_ROOM
+            self.live.widen(self._live_room)
+        self.overlay.add(items, vectors)
+
+    def recount_live(self) -> None:
+        """Count live interactions anew, which then include those with new items before they came.
+
+        Not while requests use the release.
+        """
+        self.live = self._count_live()
+
+    def resolved(self, record: UserRecord) -> UserRecord:
+        """A record of this release with the rows of new items, which are never stored."""
+        journal = record.journal
+        if not len(self.overlay) or not len(journal):
+            return record
+        unknown = np.flatnonzero(journal.item_rows < 0)
+        if not len(unknown):
+            return record
+        rows = journal.item_rows.copy()
+        rows[unknown] = [self.overlay.row(journal.item_ids[place]) for place in unknown.tolist()]
+        return replace(record, journal=journal.with_rows(rows))
+
+    def storable(self, record: UserRecord) -> UserRecord:
+        """A record of this release without the rows of new items."""
+        rows = record.journal.item_rows
+        new = rows >= self.overlay.first_row
+        if not new.any():
+            return record
+        stored = np.where(new, -1, rows).astype(np.int32)
+        return replace(record, journal=record.journal.with_rows(stored))
+
+    def with_new_items(self, allowed: Allowed, filters: Sequence[AttributeFilter]) -> Allowed:
+        """What passes some filters among the release's items, and the new items that pass."""
+        if not len(self.overlay) or self.attributes is None:
+            return allowed
+        new = self.overlay.passing(filters, self.attributes.kinds)
+        return Allowed(np.concatenate([allowed.mask, new]))
+
     def liveness(self, rows: NDArray[np.int64], timestamp_us: int) -> NDArray[np.float32]:
         """What items rank by without a user: live interactions, then popularity; float32 ``[n]``.
 
         An interaction counts once for each of the three windows that holds it, so newer ones weigh
         more; among equally live items the more popular one is ahead.
         """
-        live: NDArray[np.float32] = self.live.at(timestamp_us).counts[:, rows].sum(axis=0)
-        return live + self._popularity_share[rows]
+        live: NDArray[np.float32] = self.live.at(timestamp_us).of(rows).sum(axis=0)
+        released = rows < self.overlay.first_row
+        return live + np.where(
+            released, self._popularity_share[np.where(released, rows, 0)], np.float32(0)
+        )
 
     def user_snapshot(self, user_id: str) -> UserSnapshot | None:
         """What the snapshot knows of the user, None for an unknown user."""
@@ -151,6 +230,12 @@ class ServingRelease:
         live = self.live.at(self.watermark_us)
         if self.terms is not None:
             self.terms.warm(live)
+
+    def _count_live(self) -> LiveWindows:
+        self._live_room = len(self.items)
+        return LiveWindows(
+            self._live_room, self.item_rows, self.watermark_us, self._recent, self._counted_before
+        )
 
     def _open_terms(self, path: Path) -> ScoringTerms | None:
         gate = path / TERMS_FILE

@@ -22,9 +22,12 @@ from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.activation import Activation
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.engine import Engine
-from hiertcn.serving.event_log import EventLog
+from hiertcn.serving.event_log import EventLog, Fsync
 from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.item_upserts import ItemUpserts
 from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.metrics_server import Probes
+from hiertcn.serving.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.preflight import require
 from hiertcn.serving.recent_interactions import RecentInteractions
@@ -36,7 +39,8 @@ from hiertcn.serving.servicers import (
     RecommenderMethods,
     ReleaseMethods,
 )
-from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.store_opening import open_store
+from hiertcn.serving.tracing import Tracing
 from hiertcn.serving.triton_models import TritonModels
 from hiertcn.serving.validation import wall_clock_us
 from hiertcn.serving.writer import RecordWriter
@@ -61,6 +65,7 @@ class Sidecar:
         self.port = options.port
         self.metrics_port = options.metrics_port
         self.ui_url: str | None = None
+        self._probes = Probes()
 
     @property
     def address(self) -> str:
@@ -106,20 +111,22 @@ class Sidecar:
                 "there with 'python -m pipelines run', or give another --repository"
             )
         access = AccessControl(options)
-        server = self._bind(access)
+        server = self._bind(self._interceptors(access))
         if options.metrics_port is not None:
-            endpoint = self.metrics.serve(options.host, options.metrics_port)
+            probes = self._probes = Probes(asyncio.get_running_loop())
+            endpoint = self.metrics.serve(options.host, options.metrics_port, probes)
             self._parts.callback(endpoint.stop)
             self.metrics_port = endpoint.port
 
-        store = LmdbStore(options.state_dir / "store")
-        self._parts.callback(store.close)
         log = EventLog.open(
             options.state_dir / "log",
             segment_bytes=options.segment_bytes,
             segment_age_s=options.segment_age_s,
+            fsync=Fsync(options.fsync),
         )
         self._parts.callback(log.close)
+        store = await asyncio.to_thread(open_store, options, log)
+        self._parts.callback(store.close)
 
         inference = TritonInference(options.triton_url)
         self._parts.push_async_callback(inference.close)
@@ -132,6 +139,9 @@ class Sidecar:
             max_delay_s=options.batch_delay_s,
             deadline_s=options.model_deadline_s,
         )
+        new_items = NewItems(options.max_new_items)
+        await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, log)
+        upserts = ItemUpserts(new_items, inference)
         recent = RecentInteractions()
         activation = Activation(
             repository,
@@ -140,6 +150,7 @@ class Sidecar:
             models,
             self.metrics,
             recent,
+            upserts,
             journal_entries=options.journal_entries,
         )
         self._parts.callback(activation.close)
@@ -153,6 +164,7 @@ class Sidecar:
             options.state_dir / "events",
             recent,
             self.metrics,
+            new_items,
         )
         release, bound = activation.current_with_bound()
         await asyncio.to_thread(recent.fill, log, store.applied, bound.oldest_watermark_us)
@@ -164,7 +176,16 @@ class Sidecar:
         writer.start()
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
 
-        engine = Engine(lambda: activation.current, store, writer, models, self.metrics)
+        engine = Engine(
+            lambda: activation.current,
+            store,
+            writer,
+            models,
+            self.metrics,
+            upserts,
+            max_batch=options.max_batch,
+            max_delay_s=options.batch_delay_s,
+        )
         self._parts.callback(engine.close)
         watching = asyncio.create_task(activation.watch())
         self._parts.push_async_callback(_cancelled, watching)
@@ -176,12 +197,22 @@ class Sidecar:
         gc.freeze()
         _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
 
-    def _bind(self, access: AccessControl) -> Any:
+    def _interceptors(self, access: AccessControl) -> list[Any]:
+        # Each costs every request something, so there is none that would do nothing.
+        interceptors: list[Any] = []
+        if self._options.otlp_endpoint is not None:
+            tracing = Tracing(self._options.otlp_endpoint, self._options.trace_sampling)
+            self._parts.push_async_callback(asyncio.to_thread, tracing.stop)
+            self.metrics.stages.listener = tracing
+            interceptors.append(tracing.interceptor())
+        if access.needs_token or access.limits_rate:
+            interceptors.append(AccessInterceptor(access, self.metrics))
+        return interceptors
+
+    def _bind(self, interceptors: list[Any]) -> Any:
         options = self._options
-        # An interceptor costs every request something, so there is none that would do nothing.
-        is_open = not access.needs_token and not access.limits_rate
         server = grpc.aio.server(
-            interceptors=[] if is_open else [AccessInterceptor(access, self.metrics)],
+            interceptors=interceptors,
             options=[
                 # Without this two sidecars would share a port and each miss half the requests.
                 ("grpc.so_reuseport", 0),
@@ -229,6 +260,8 @@ class Sidecar:
         await server.start()
         self._parts.push_async_callback(server.stop, self._options.drain_s)
         self._parts.push_async_callback(checks.enter_graceful_shutdown)
+        self._parts.callback(setattr, self._probes, "is_ready", False)
+        self._probes.is_ready = True
 
     async def _show(self, engine: Engine, access: AccessControl, admission: Admission) -> None:
         if self._options.ui_port is None:

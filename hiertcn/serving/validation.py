@@ -26,7 +26,7 @@ def checked_user_id(user_id: str, field: str = "user_id") -> str:
     Raises:
         InputError: it is empty or too long.
     """
-    return _checked_text(user_id, field)
+    return checked_text(user_id, field)
 
 
 def checked_k(request: pb.RecommendRequest) -> int:
@@ -56,7 +56,7 @@ def checked_items(item_ids: Sequence[str], field: str) -> list[str]:
     # One pass in C over all ids; the slow one only runs to name the bad one.
     if items and not (all(items) and max(map(len, items)) * 4 <= MAX_ID_BYTES):
         for place, item in enumerate(items):
-            _checked_text(item, f"{field}[{place}]")
+            checked_text(item, f"{field}[{place}]")
     return items
 
 
@@ -74,11 +74,11 @@ def checked_filters(filters: Sequence[pb.Filter]) -> tuple[AttributeFilter, ...]
 
 def _checked_filter(given: pb.Filter, field: str) -> AttributeFilter:
     checked = AttributeFilter(
-        column=_checked_text(given.column, f"{field}.column"),
+        column=checked_text(given.column, f"{field}.column"),
         any_of=_checked_values(given.any_of, f"{field}.any_of"),
         none_of=_checked_values(given.none_of, f"{field}.none_of"),
-        min=_checked_text(given.min, f"{field}.min") if given.HasField("min") else None,
-        max=_checked_text(given.max, f"{field}.max") if given.HasField("max") else None,
+        min=checked_text(given.min, f"{field}.min") if given.HasField("min") else None,
+        max=checked_text(given.max, f"{field}.max") if given.HasField("max") else None,
     )
     if not (checked.any_of or checked.none_of) and checked.min is None and checked.max is None:
         raise InputError(
@@ -92,7 +92,7 @@ def _checked_values(values: Sequence[str], field: str) -> tuple[str, ...]:
         raise InputError(
             f"{field} lists {len(values)} values; expected at most {MAX_FILTER_VALUES}"
         )
-    return tuple(_checked_text(value, f"{field}[{place}]") for place, value in enumerate(values))
+    return tuple(checked_text(value, f"{field}[{place}]") for place, value in enumerate(values))
 
 
 def checked_deadline_ms(request: pb.RecommendRequest) -> int:
@@ -149,14 +149,14 @@ def checked_interactions(interactions: Sequence[pb.Interaction]) -> list[LoggedI
         kind = interaction.event_type
         checked.append(
             LoggedInteraction(
-                user_id=_checked_text(interaction.user_id, f"{field}.user_id"),
-                item_id=_checked_text(interaction.item_id, f"{field}.item_id"),
+                user_id=checked_text(interaction.user_id, f"{field}.user_id"),
+                item_id=checked_text(interaction.item_id, f"{field}.item_id"),
                 timestamp_us=checked_time_us(
                     interaction.timestamp_us, f"{field}.timestamp_us", now_us
                 ),
                 received_us=now_us,
-                key=idempotency_hash(_checked_text(key, f"{field}.idempotency_key") if key else ""),
-                event_type=_checked_text(kind, f"{field}.event_type") if kind else "",
+                key=idempotency_hash(checked_text(key, f"{field}.idempotency_key") if key else ""),
+                event_type=checked_text(kind, f"{field}.event_type") if kind else "",
             )
         )
     return checked
@@ -167,7 +167,12 @@ def wall_clock_us() -> int:
     return time.time_ns() // 1000
 
 
-def _checked_text(text: str, field: str) -> str:
+def checked_text(text: str, field: str) -> str:
+    """The text itself.
+
+    Raises:
+        InputError: it is empty or longer than an id.
+    """
     if not text:
         raise InputError(f"{field} is empty; expected 1 to {MAX_ID_BYTES} bytes of text")
     # Four bytes is the longest UTF-8 character, so short texts need no encoding to be measured.

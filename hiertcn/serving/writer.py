@@ -30,7 +30,9 @@ from hiertcn.errors import HiertcnError, ServingError
 from hiertcn.serving.event_export import export_parquet
 from hiertcn.serving.event_log import Entry, EventLog, LoggedDeletion, LoggedInteraction, Position
 from hiertcn.serving.fold import UNKNOWN_ROW, JournalBound, Outcome, rebuilt, recorded
+from hiertcn.serving.logged_items import LoggedItem
 from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.record import NEVER_US, UserRecord, new_record, user_key
 from hiertcn.serving.serving_release import ServingRelease
@@ -77,6 +79,7 @@ class RecordWriter:
         events: folder that sealed segments are rolled into.
         recent: what live counts are fed by.
         metrics: where groups are counted.
+        new_items: upserted items, which are put into it once they are logged.
     """
 
     def __init__(
@@ -87,14 +90,17 @@ class RecordWriter:
         events: Path,
         recent: RecentInteractions,
         metrics: Metrics,
+        new_items: NewItems,
     ) -> None:
         self._event_log = log
+        self._new_items = new_items
         self._store = store
         self._current = current
         self._events = events
         self._recent = recent
         self._metrics = metrics
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        metrics.queue_depth.labels("commit").set_function(self._jobs.qsize)
         self._behind = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,6 +113,7 @@ class RecordWriter:
             InputError: a log segment is damaged.
             ServingError: the store cannot be written.
         """
+        self._event_log.continue_after(self._store.newest_applied)
         replayed = self._replay(self._event_log.position)
         self._behind = False
         return replayed
@@ -119,6 +126,10 @@ class RecordWriter:
             if end > until:
                 break
             position = end
+            if isinstance(entry, LoggedItem):
+                # The set of new items was read from the whole log, and keeps the newest version.
+                self._new_items.put(entry)
+                continue
             if end > self._store.applied_for(_key(entry)):
                 chunk.append(entry)
             if len(chunk) == _REPLAY_ENTRIES:
@@ -164,7 +175,10 @@ class RecordWriter:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
-        self._rotate()
+        try:
+            self._rotate()
+        except HiertcnError as error:
+            _log.error("%s; what the store lacks is applied at the next start", error)
         self._exporter.shutdown(wait=True)
 
     def _work(self) -> None:
@@ -242,6 +256,8 @@ class RecordWriter:
         self._loop.call_soon_threadsafe(_set_results, results)
 
     def _apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
+        if any(isinstance(entry, LoggedItem) for entry in entries):
+            return self._apply_with_items(entries, position)
         release, bound = self._current()
         interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
         rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
@@ -281,6 +297,18 @@ class RecordWriter:
         )
         return [applied[place] for place in range(len(entries))]
 
+    def _apply_with_items(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
+        others = [entry for entry in entries if not isinstance(entry, LoggedItem)]
+        applied = iter(self._apply(others, position))
+        results = []
+        for entry in entries:
+            if isinstance(entry, LoggedItem):
+                self._new_items.put(entry)
+                results.append(Applied(Outcome.ACCEPTED, known_item=True))
+            else:
+                results.append(next(applied))
+        return results
+
     def _with_entry(
         self,
         record: UserRecord | None,
@@ -304,7 +332,7 @@ class RecordWriter:
             gap_us=release.gap_us,
             bound=bound,
         )
-        return after, Applied(outcome, row != UNKNOWN_ROW)
+        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
 
     def _keep_folds(self, folds: list[_KeepFold]) -> None:
         # Of several folds of one record the first wins: they are equal, or only it has a base.
@@ -326,6 +354,8 @@ class RecordWriter:
         try:
             export_parquet(self._event_log, self._events)
             _, bound = self._current()
+            # Before a segment goes, what it says of items must be elsewhere.
+            self._new_items.save(self._events.with_name(SAVED_FILE))
             for segment in self._event_log.sealed():
                 last_us = segment.last_us if segment.last_us is not None else NEVER_US
                 if segment.exported and last_us <= bound.oldest_watermark_us:

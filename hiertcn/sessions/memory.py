@@ -119,8 +119,8 @@ class MemoryFeatures:
 
         Args:
             histories: ``n`` of them.
-            rows: item rows, ``[n, count]``, or ``[count]`` asked of every history; negative rows
-                get zeros.
+            rows: item rows, ``[n, count]``, or ``[count]`` asked of every history; negative rows,
+                and those past the table, get zeros.
         """
         shared = rows.ndim == 1
         asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
@@ -287,7 +287,7 @@ def _fill_items(
         _add_features(request, histories, table, scratch)
         mine = asked[0] if shared else asked[request]
         for column in range(len(mine)):
-            if mine[column] >= 0:
+            if 0 <= mine[column] < scratch.shape[1]:
                 for feature in range(len(scratch)):
                     out[feature, request, column] = scratch[feature, mine[column]]
         _clear_features(request, histories, table, scratch)
