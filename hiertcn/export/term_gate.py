@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ _RECOVERY: Final = "export the model again, or publish the parts of one run"
 
 @dataclass(frozen=True)
 class Mixture:
-    """The gate's values at one request.
+    """The gate's values at one request, or at ``n``: every value then has a first axis of ``n``.
 
     Attributes:
         shares: float32 ``[features]``, ``exp(w_k)`` of each of
@@ -47,9 +47,9 @@ class Mixture:
     """
 
     shares: NDArray[np.float32]
-    session: np.float32
-    dot: np.float32
-    log: np.float32
+    session: Any
+    dot: Any
+    log: Any
 
     def scores(
         self, dots: NDArray[np.float32], features: NDArray[np.float32]
@@ -110,15 +110,15 @@ class TermGate:
         return cls(names=names, weight=weight, bias=bias)
 
     def at(self, context: NDArray[np.float32]) -> Mixture:
-        """The gate's values for a request's context, float32 ``[context]``."""
-        values = self.weight @ context
+        """The gate's values for a request's context, float32 ``[context]``, or ``[n, context]``."""
+        values = context @ self.weight.T
         values += self.bias
         grown = np.exp(values)
         return Mixture(
-            shares=grown[:-2] * self._is_share,
-            session=values[_SESSION_PLACE],
-            dot=grown[-2],
-            log=grown[-1],
+            shares=grown[..., :-2] * self._is_share,
+            session=values[..., _SESSION_PLACE],
+            dot=grown[..., -2],
+            log=grown[..., -1],
         )
 
     @cached_property

@@ -1,11 +1,10 @@
-"""Runs concurrent requests' model calls as one.
+"""Runs concurrent requests as one: the gathering, and the two models on what was gathered.
 
-A call that finds no other of its kind under way leaves at the end of the event loop's turn, so a
-lone request waits for nothing; while one is under way, later ones gather for at most a
+An item that finds no other of its kind under way leaves at the end of the event loop's turn, so a
+lone request waits for nothing; while one batch is under way, later items gather for at most a
 millisecond; while two are, they gather until one ends, so batches grow with the load. Triton
-groups only equal shapes, so sessions are padded to length buckets and each bucket gathers for
-itself. Everything runs on the event loop's thread; results come back in futures, an error goes to
-every request of its batch.
+groups only equal shapes, so sessions are padded to length buckets. Everything runs on the event
+loop's thread.
 """
 
 import asyncio
@@ -48,18 +47,18 @@ _COMPLAIN_EVERY_S: Final = 5.0
 _MAX_SENT: Final = LENGTH_BUCKETS[-1]
 
 
-class BatchQueue(Generic[Item, Result]):
+class Gatherer(Generic[Item]):
     """Gathers items of equal keys and runs each gathering once.
 
     Args:
-        run: runs the items of one key; returns one result for each.
+        run: runs the items of one key; what it raises is logged, so it has to tell the items.
         max_batch: items at which a gathering leaves at once.
         max_delay_s: longest an item waits, in seconds.
     """
 
     def __init__(
         self,
-        run: Callable[[Hashable, list[Item]], Awaitable[Sequence[Result]]],
+        run: Callable[[Hashable, list[Item]], Awaitable[None]],
         *,
         max_batch: int,
         max_delay_s: float,
@@ -67,17 +66,16 @@ class BatchQueue(Generic[Item, Result]):
         self._run = run
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
-        self._waiting: dict[Hashable, list[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._waiting: dict[Hashable, list[Item]] = {}
         self._timers: dict[Hashable, asyncio.Handle] = {}
         self._under_way: dict[Hashable, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, key: Hashable, item: Item) -> "asyncio.Future[Result]":
-        """Queue an item; the future gives its result."""
+    def add(self, key: Hashable, item: Item) -> None:
+        """Queue an item."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
         waiting = self._waiting.setdefault(key, [])
-        waiting.append((item, future))
+        waiting.append(item)
         under_way = self._under_way.get(key, 0)
         if under_way < _MAX_UNDER_WAY:
             if len(waiting) >= self._max_batch:
@@ -88,7 +86,11 @@ class BatchQueue(Generic[Item, Result]):
                     if under_way
                     else loop.call_soon(self._leave, key)
                 )
-        return future
+
+    @property
+    def waiting(self) -> int:
+        """Items that have not left yet; to be read from any thread."""
+        return sum(map(len, list(self._waiting.values())))
 
     def _leave(self, key: Hashable) -> None:
         timer = self._timers.pop(key, None)
@@ -105,7 +107,53 @@ class BatchQueue(Generic[Item, Result]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run_batch(
+    async def _run_batch(self, key: Hashable, batch: list[Item]) -> None:
+        try:
+            await self._run(key, batch)
+        except Exception:
+            _log.exception("a batch of %d met an error that it did not answer", len(batch))
+        finally:
+            left = self._under_way[key] - 1
+            if left:
+                self._under_way[key] = left
+            else:
+                del self._under_way[key]
+            self._leave(key)
+
+
+class BatchQueue(Generic[Item, Result]):
+    """A :class:`Gatherer` whose items each get a result, or the error of their batch.
+
+    Args:
+        run: runs the items of one key; returns one result for each.
+        max_batch: items at which a gathering leaves at once.
+        max_delay_s: longest an item waits, in seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Hashable, list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_batch: int,
+        max_delay_s: float,
+    ) -> None:
+        self._run = run
+        self._gatherer: Gatherer[tuple[Item, asyncio.Future[Result]]] = Gatherer(
+            self._answer, max_batch=max_batch, max_delay_s=max_delay_s
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Items that have not left yet."""
+        return self._gatherer.waiting
+
+    def submit(self, key: Hashable, item: Item) -> "asyncio.Future[Result]":
+        """Queue an item; the future gives its result."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._gatherer.add(key, (item, future))
+        return future
+
+    async def _answer(
         self, key: Hashable, batch: list[tuple[Item, "asyncio.Future[Result]"]]
     ) -> None:
         try:
@@ -118,13 +166,6 @@ class BatchQueue(Generic[Item, Result]):
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
-        finally:
-            left = self._under_way[key] - 1
-            if left:
-                self._under_way[key] = left
-            else:
-                del self._under_way[key]
-            self._leave(key)
 
 
 class ModelBatcher:
@@ -152,31 +193,47 @@ class ModelBatcher:
         self._deadline_s = deadline_s
         self._complained_at = -_COMPLAIN_EVERY_S
         self._breakers = {model: _breaker(model, metrics) for model in (TCN, GRU_STEP)}
-        self._tcn: BatchQueue[
-            tuple[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]
-        ] = BatchQueue(self._run_tcn, max_batch=max_batch, max_delay_s=max_delay_s)
         self._gru: BatchQueue[
             tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]
         ] = BatchQueue(self._run_gru, max_batch=max_batch, max_delay_s=max_delay_s)
+        metrics.queue_depth.labels(GRU_STEP).set_function(lambda: self._gru.waiting)
 
-    def user_embedding(
+    async def user_embeddings(
         self,
         release: ServingRelease,
-        session_rows: NDArray[np.int32],
-        user_state: NDArray[np.float32],
-    ) -> "asyncio.Future[NDArray[np.float32]]":
-        """The dynamic user embedding (HierTCN Eq. 11), float32 ``[dim]``.
+        session_rows: Sequence[NDArray[np.int32]],
+        user_states: Sequence[NDArray[np.float32]],
+    ) -> NDArray[np.float32]:
+        """The dynamic user embeddings (HierTCN Eq. 11) of one batch, float32 ``[n, dim]``.
 
         Args:
             release: the release whose model and vectors to use.
-            session_rows: int32 ``[length]``, the open session's items, oldest first; only the
-                newest 128 are sent, which covers the TCN's receptive field.
-            user_state: float32 ``[hidden]``, top layer of the state before this session.
+            session_rows: the open sessions' items, each int32 ``[length]``, oldest first; of each
+                only the newest 128 are sent, which covers the TCN's receptive field, padded to the
+                bucket of the longest.
+            user_states: each float32 ``[hidden]``, top layer of the state before this session.
 
-        The future raises ServingError if Triton does not answer in time.
+        Raises:
+            ServingError: the models do not answer in time.
         """
-        sent = session_rows[-_MAX_SENT:]
-        return self._tcn.submit((release, length_bucket(len(sent))), (sent, user_state))
+        sent = [rows[-_MAX_SENT:] for rows in session_rows]
+        lengths = np.fromiter(map(len, sent), np.int32, len(sent))
+        length = length_bucket(int(lengths.max()))
+        session_items = np.zeros((len(sent), length, release.dim), np.float32)
+        if lengths.any():
+            # One gather for the whole batch; the model wants the newest item first.
+            newest_first = np.concatenate([rows[::-1] for rows in sent])
+            real = np.arange(length) < lengths[:, None]
+            session_items[real] = release.table.gather(newest_first)
+        return await self._timed(
+            TCN,
+            release,
+            (
+                (SESSION_ITEMS, session_items),
+                (SESSION_LENGTH, lengths[:, None]),
+                (USER_STATE, np.stack(user_states)),
+            ),
+        )
 
     def next_state(
         self,
@@ -226,33 +283,11 @@ class ModelBatcher:
             timeout_s=timeout_s,
         )
 
-    async def _run_tcn(
-        self, key: Hashable, batch: list[tuple[NDArray[np.int32], NDArray[np.float32]]]
-    ) -> Sequence[NDArray[np.float32]]:
-        assert isinstance(key, tuple)
-        release, length = key
-        session_items = np.zeros((len(batch), length, release.dim), np.float32)
-        lengths = np.fromiter((len(rows) for rows, _ in batch), np.int32, len(batch))
-        if lengths.any():
-            # One gather for the whole batch; the model wants the newest item first.
-            newest_first = np.concatenate([rows[::-1] for rows, _ in batch])
-            real = np.arange(length) < lengths[:, None]
-            session_items[real] = release.table.gather(newest_first)
-        return await self._timed(
-            TCN,
-            release,
-            (
-                (SESSION_ITEMS, session_items),
-                (SESSION_LENGTH, lengths[:, None]),
-                (USER_STATE, np.stack([state for _, state in batch])),
-            ),
-        )
-
     async def _run_gru(
         self, key: Hashable, batch: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
     ) -> Sequence[NDArray[np.float32]]:
         assert isinstance(key, ServingRelease)
-        return await self._timed(
+        states = await self._timed(
             GRU_STEP,
             key,
             (
@@ -260,10 +295,11 @@ class ModelBatcher:
                 (SESSION_MEAN, np.stack([mean for _, mean in batch])),
             ),
         )
+        return list(states)
 
     async def _timed(
         self, model: str, release: ServingRelease, inputs: Sequence[tuple[TensorSpec, NDArray[Any]]]
-    ) -> Sequence[NDArray[np.float32]]:
+    ) -> NDArray[np.float32]:
         output = OUTPUTS[model][0]
         breaker = self._breakers[model]
         if not breaker.allows():
@@ -283,7 +319,7 @@ class ModelBatcher:
         breaker.succeeded()
         self._metrics.model_seconds.labels(model).observe(time.perf_counter() - began)
         self._metrics.model_batch.labels(model).observe(len(result))
-        return list(result)
+        return result
 
 
 def _breaker(model: str, metrics: Metrics) -> CircuitBreaker:
@@ -299,5 +335,5 @@ def _breaker(model: str, metrics: Metrics) -> CircuitBreaker:
 
 
 def length_bucket(length: int) -> int:
-    """The padded length of a session of ``length`` items (at most the largest bucket)."""
-    return next(bucket for bucket in LENGTH_BUCKETS if length <= bucket)
+    """The padded length of a session of ``length`` items; longer than the largest is cut to it."""
+    return next((bucket for bucket in LENGTH_BUCKETS if length <= bucket), _MAX_SENT)

@@ -17,7 +17,7 @@ import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,30 +87,30 @@ class Sessions:
 
 def rebuilt(record: UserRecord | None, user_id: str, release: StateSource) -> UserRecord:
     """The user's record under ``release``, nothing after the snapshot folded yet."""
+    return rebuilt_from(record, release.user_snapshot(user_id), release)
+
+
+def rebuilt_from(
+    record: UserRecord | None, snapshot: UserSnapshot | None, release: StateSource
+) -> UserRecord:
+    """:func:`rebuilt` with what ``release.user_snapshot`` says of the user."""
     before = record if record is not None else new_record(release.start_state)
-    snapshot = release.user_snapshot(user_id) if release.watermark_us > before.erased_us else None
+    if release.watermark_us <= before.erased_us:
+        snapshot = None
     journal = before.journal
     if len(journal):
         journal = journal.with_rows(release.item_rows(journal.item_ids).astype(np.int32))
-    fresh = replace(
-        before,
+    return UserRecord(
         release=release.number,
         revision=before.revision + 1,
         watermark_us=release.watermark_us,
-        folded_until_us=NEVER_US,
-        state=release.start_state,
-        history_item_rows=np.empty(0, np.int32),
-        history_timestamps_us=np.empty(0, np.int64),
+        folded_until_us=NEVER_US if snapshot is None else snapshot.folded_until_us,
+        trimmed_until_us=before.trimmed_until_us,
+        erased_us=before.erased_us,
+        state=release.start_state if snapshot is None else _float32(snapshot.state),
+        history_item_rows=_NO_ROWS if snapshot is None else snapshot.history_item_rows,
+        history_timestamps_us=_NO_TIMES if snapshot is None else snapshot.history_timestamps_us,
         journal=journal,
-    )
-    if snapshot is None:
-        return fresh
-    return replace(
-        fresh,
-        folded_until_us=snapshot.folded_until_us,
-        state=np.asarray(snapshot.state, np.float32),
-        history_item_rows=np.array(snapshot.history_item_rows, np.int32),
-        history_timestamps_us=np.array(snapshot.history_timestamps_us, np.int64),
     )
 
 
@@ -163,6 +163,14 @@ def folded(record: UserRecord, state: NDArray[np.float32], folded_until_us: int)
     )
 
 
+def _float32(state: NDArray[Any]) -> NDArray[np.float32]:
+    return state.astype(np.float32, copy=False)
+
+
+_NO_ROWS: Final = np.empty(0, np.int32)
+_NO_TIMES: Final = np.empty(0, np.int64)
+
+
 def sessions(record: UserRecord, *, gap_us: int, now_us: int) -> Sessions:
     """Cut what lies after the folded point; the last session is closed if idle over ``gap_us``.
 
@@ -188,6 +196,9 @@ def sessions(record: UserRecord, *, gap_us: int, now_us: int) -> Sessions:
 def unfolded(record: UserRecord) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Rows and times ``[n]`` of the interactions after the folded point, oldest first."""
     journal = record.journal
+    remembered_us = record.history_timestamps_us
+    if not len(journal) and not (len(remembered_us) and remembered_us[-1] > record.folded_until_us):
+        return _NO_ROWS, _NO_TIMES
     # The journal is sorted by time, so what the snapshot or the state has seen is a prefix.
     seen_until_us = max(record.folded_until_us, record.watermark_us)
     start = int(np.searchsorted(journal.timestamps_us, seen_until_us, side="right"))
@@ -215,6 +226,8 @@ def history(record: UserRecord) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     release are skipped. The session still open is its end.
     """
     journal = record.journal
+    if not len(journal):
+        return record.history_item_rows[-HISTORY:], record.history_timestamps_us[-HISTORY:]
     start = int(np.searchsorted(journal.timestamps_us, record.watermark_us, side="right"))
     known = journal.item_rows[start:] != UNKNOWN_ROW
     item_rows = journal.item_rows[start:][known][-HISTORY:]

@@ -1,7 +1,7 @@
-"""Scores and orders items for a query vector: given candidates, or the whole catalogue.
+"""Scores and orders the catalogue for a query vector, and anything by popularity.
 
-Scores are dot products in float32 (HierTCN Eq. 12). Equal scores keep the candidates' order;
-in the catalogue they keep the index's. Cost: 0.1-0.2 ms for 500 candidates of 256 coordinates.
+Scores are dot products in float32 (HierTCN Eq. 12). Equal scores keep the index's order. Given
+candidates are ranked by ``candidate_ranking.py``.
 """
 
 from typing import NamedTuple
@@ -19,20 +19,6 @@ class Ranked(NamedTuple):
 
     places: NDArray[np.int64]
     scores: NDArray[np.float32]
-
-
-def rank_candidates(
-    release: ServingRelease,
-    query: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    k: int,
-    terms: RequestTerms | None = None,
-) -> Ranked:
-    """Order candidates by dot product with ``query [dim]`` and terms; ``places`` index ``rows``."""
-    if not len(rows):
-        return _nothing()
-    dots = release.table.gather(rows) @ query
-    return top(dots if terms is None else terms.of_items(dots, rows), k)
 
 
 def rank_catalogue(
@@ -76,7 +62,7 @@ def rank_catalogue_by_popularity(
     live = release.live.at(timestamp_us).rows
     rows = np.concatenate([popular, live[~np.isin(live, popular)]])
     if allowed is not None:
-        rows = rows[allowed.mask[rows]]
+        rows = rows[allowed.passes(rows)]
         if len(rows) < k + len(excluded):
             # Too few of the popular ones pass, so all that pass are compared.
             rows = allowed.rows
@@ -104,7 +90,8 @@ def rank_scored(
     scores = dots if terms is None else terms.of_all(dots)
     scores[excluded] = -np.inf
     if allowed is not None:
-        scores[~allowed.mask] = -np.inf
+        scores[len(allowed.mask) :] = -np.inf
+        scores[: len(allowed.mask)][~allowed.mask] = -np.inf
     if k < len(scores):
         rows = np.argpartition(-scores, k - 1)[:k]
         rows.sort()
@@ -129,7 +116,7 @@ def rank_searched(
     ``k`` others, and those of ``support`` and ``excluded``, are ahead of it by dot product.
     """
     if allowed is not None:
-        passing = allowed.mask[support.rows]
+        passing = allowed.passes(support.rows)
         support = Support(support.rows[passing], support.added[passing], support.dot)
     found = _search(release, query, k + len(excluded) + len(support.rows), allowed)
     if found is None:

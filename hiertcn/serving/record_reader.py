@@ -5,6 +5,7 @@ loop, or while another read is under way, go out together: batching is worth a f
 """
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -44,6 +45,16 @@ class RecordReader:
             loop.call_soon(self._leave)
         self._waiting.append((key, future))
         return await future
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
+        """The users' records ``[n]``, None where there is none.
+
+        Raises:
+            ServingError: the store cannot be reached.
+        """
+        if self._store.is_local:
+            return self._store.get_many(keys)
+        return list(await asyncio.gather(*map(self.get, keys)))
 
     def close(self) -> None:
         """End the threads."""

@@ -9,6 +9,7 @@ Added to a request on one busy core, 20,000 items and 200 interactions of histor
 500 candidates, 0.6 to 0.9 ms for the catalogue.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.export.term_gate import TermGate
+from hiertcn.items.hashing import compiled
+from hiertcn.serving.candidate_ranking import TermWeights, rank_together
 from hiertcn.serving.live_windows import LiveCountsAt
 from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.memory import Histories, MemoryFeatures
@@ -88,13 +91,51 @@ class ScoringTerms:
         """
         return RequestTerms(self, histories, live)
 
+    def of_candidates(self, histories: Histories, rows: NDArray[np.int64]) -> "CandidateTerms":
+        """What memory and the gate say of candidates ``rows [n, c]`` of ``n`` histories."""
+        return CandidateTerms(self, histories, rows)
+
     def warm(self, live: LiveCountsAt) -> None:
         """Compile and fault in everything, so that no request does."""
         histories = one_history(np.zeros(2, np.int32), np.array([0, 1]), running=1, gap_us=0)
+        rows = np.zeros((1, 1), np.int64)
+        weights = self.of_candidates(histories, rows).weights(live)
+        rank_together(np.zeros((1, 1), np.float32), rows, [1], weights)
         terms = self.at(histories, live)
-        terms.of_items(np.zeros(1, np.float32), np.zeros(1, np.int64))
         terms.of_all(np.zeros(self.memory.items, np.float32))
         terms.support(1)
+
+
+class CandidateTerms:
+    """The terms of many requests' candidates; made by :meth:`ScoringTerms.of_candidates`.
+
+    What memory says is computed at once, what is live when it is asked for.
+    """
+
+    def __init__(self, terms: ScoringTerms, histories: Histories, rows: NDArray[np.int64]) -> None:
+        self._uses_live = terms.uses_live
+        self._mixture = terms.gate.at(context_of(histories))
+        self._features = np.zeros((0, len(rows), 0), np.float32)
+        if terms.uses_memory:
+            # New items are in no table of transitions, and have no memory features.
+            known = np.where(rows < terms.memory.items, rows, -1)
+            self._features = terms.memory.of_items(histories, known)
+
+    def weights(self, live: LiveCountsAt) -> TermWeights:
+        """What the ranking mixes in, with the windows at the requests' time."""
+        mixture, features = self._mixture, self._features
+        counts = live.counts if self._uses_live else live.counts[:0]
+        weights = mixture.shares[:, _MEMORY:] / (live.totals + _SMOOTHING)
+        return TermWeights(
+            dot=np.ascontiguousarray(mixture.dot),
+            log=np.ascontiguousarray(mixture.log),
+            session=np.ascontiguousarray(mixture.session),
+            memory=np.ascontiguousarray(mixture.shares[:, : len(features)]),
+            features=features,
+            session_feature=_SESSION_ITEMS if len(features) else -1,
+            live=np.ascontiguousarray(weights[:, : len(counts)], np.float32),
+            counts=counts,
+        )
 
 
 class RequestTerms:
@@ -109,19 +150,17 @@ class RequestTerms:
             live.totals + _SMOOTHING
         )
 
-    def of_items(self, dots: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The scores ``[n]`` of the items ``rows [n]`` with the dot products ``dots [n]``."""
-        return self._dot * dots + self._added(rows)
-
     def of_all(self, dots: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores ``[items]`` of a small catalogue with the dot products ``dots [items]``."""
         scores: NDArray[np.float32] = self._dot * dots
         rows = self._memory_rows()
         added = self._added(rows)
         if self._terms.uses_live:
-            scores_live = self._log * np.log1p(self._live_weights @ self._live.counts)
+            # New items may have come to one of the two since the other was made.
+            both = min(len(scores), self._live.counts.shape[1])
+            scores_live = self._log * np.log1p(self._live_weights @ self._live.counts[:, :both])
             added -= scores_live[rows]
-            scores += scores_live
+            scores[:both] += scores_live
         scores[rows] += added
         return scores
 
@@ -163,7 +202,7 @@ class RequestTerms:
             mixed = self._memory_weights @ features
             session = features[_SESSION_ITEMS] * self._session
         if self._terms.uses_live:
-            mixed = mixed + self._live_weights @ self._live.counts[:, rows]
+            mixed = mixed + self._live_weights @ self._live.of(rows)
         return self._log * np.log1p(mixed) + session
 
 
@@ -178,14 +217,48 @@ def one_history(
         running: how many of the last ones are the session still open.
         gap_us: idle time that closes a session.
     """
-    begins = np.zeros(len(rows), np.int64)
-    begins[1:] = np.diff(timestamps_us) > gap_us
-    running = min(running, len(rows))
-    if 0 < running < len(rows):
-        begins[len(rows) - running] = 1
-    return Histories(
-        rows=np.ascontiguousarray(rows, np.int32),
-        sessions=np.cumsum(begins),
-        offsets=np.array([0, len(rows)], np.int64),
-        running=np.array([running], np.int64),
-    )
+    return histories_of([rows], [timestamps_us], [running], gap_us=gap_us)
+
+
+def histories_of(
+    rows: Sequence[NDArray[np.int32]],
+    timestamps_us: Sequence[NDArray[np.int64]],
+    running: Sequence[int],
+    *,
+    gap_us: int,
+) -> Histories:
+    """The histories of many requests, cut into sessions.
+
+    Args:
+        rows: each int32 ``[length]``, oldest first.
+        timestamps_us: each int64 ``[length]``.
+        running: how many of the last ones are the session still open, for each request.
+        gap_us: idle time that closes a session.
+    """
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(mine) for mine in rows], out=offsets[1:])
+    together = np.concatenate(rows).astype(np.int32, copy=False)
+    sessions = np.empty(len(together), np.int64)
+    open_items = np.minimum(np.asarray(running, np.int64), np.diff(offsets))
+    _cut(np.concatenate(timestamps_us), offsets, open_items, gap_us, sessions)
+    return Histories(rows=together, sessions=sessions, offsets=offsets, running=open_items)
+
+
+@compiled
+def _cut(
+    timestamps_us: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    running: NDArray[np.int64],
+    gap_us: int,
+    sessions: NDArray[np.int64],
+) -> None:
+    for request in range(len(running)):
+        first, end = offsets[request], offsets[request + 1]
+        session = 0
+        for place in range(first, end):
+            if place > first and (
+                place == end - running[request]
+                or timestamps_us[place] - timestamps_us[place - 1] > gap_us
+            ):
+                session += 1
+            sessions[place] = session

@@ -20,7 +20,7 @@ from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving import engine
+from hiertcn.serving import recommendations
 from hiertcn.serving.backfill import backfill_states
 from hiertcn.serving.client import Interaction
 from hiertcn.sessions.cut import build_sessions
@@ -198,7 +198,7 @@ def test_ranks_equal_the_offline_rankers(toy_repository, releases, log, triton, 
 def test_a_large_catalogue_is_searched_for_the_same_ranks(
     toy_repository, releases, log, triton, start_sidecar, monkeypatch
 ):
-    monkeypatch.setattr(engine, "SMALL_CATALOGUE", 1)
+    monkeypatch.setattr(recommendations, "SMALL_CATALOGUE", 1)
     toy_repository.repository.activate(FIRST)
     running = start_sidecar(toy_repository, triton.grpc_url)
     start = len(log) // 3
