@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import json
 import logging
 import os
 import time
@@ -19,7 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from hiertcn.cli import app
 from hiertcn.errors import (
     InputError,
     OverloadError,
@@ -31,6 +34,7 @@ from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.access import Access
 from hiertcn.serving.client import Interaction, RecommenderClient
 from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.preflight import require
 from hiertcn.serving.rate_limit import RateLimiter
 from hiertcn.serving.security import METHOD_SCOPES
 from hiertcn.serving.tls import ServerTls
@@ -452,6 +456,49 @@ def test_a_message_over_the_bound_is_refused(shared_toy, shared_triton, start_si
     with pytest.raises(OverloadError, match="larger than max"):
         running.client.recommend("ada", candidates=[f"item-{n}" for n in range(5000)])
     assert running.client.recommend("ada", timestamp_us=T0).items
+
+
+def test_the_commands_reach_a_guarded_sidecar_by_options_or_environment(
+    shared_toy, shared_triton, start_sidecar, token_file, authority, monkeypatch
+):
+    own, client = authority.issue("sidecar"), authority.issue("client")
+    running = start_sidecar(
+        shared_toy,
+        shared_triton.grpc_url,
+        token_file=token_file,
+        tls_cert=own.cert,
+        tls_key=own.key,
+        tls_client_ca=authority.path,
+    )
+    command = ["recommend", "ada", "--json", "--address", running.sidecar.address]
+    guarded = [
+        *("--tls-ca", str(authority.path), "--token-file", str(token_file)),
+        *("--tls-cert", str(client.cert), "--tls-key", str(client.key)),
+    ]
+    reply = CliRunner().invoke(app, [*command, *guarded], catch_exceptions=False)
+    assert len(json.loads(reply.output)["items"]) == 10
+    for name, value in (
+        ("TLS_CA", authority.path),
+        ("TLS_CERT", client.cert),
+        ("TLS_KEY", client.key),
+        ("TOKEN_FILE", token_file),
+    ):
+        monkeypatch.setenv(f"HIERTCN_{name}", str(value))
+    reply = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert len(json.loads(reply.output)["items"]) == 10
+
+
+def test_serve_refuses_what_it_cannot_guard_with_before_it_starts_anything(shared_toy, tmp_path):
+    missing = tmp_path / "missing"
+    for options, said in (
+        (("--token-file", str(missing)), "missing cannot be read"),
+        (("--tls-cert", str(missing), "--tls-key", str(missing)), "--tls-cert .* cannot be read"),
+    ):
+        command = ["serve", "--repository", str(shared_toy.root), "--port", "0", *options]
+        with pytest.raises(InputError, match=said):
+            CliRunner().invoke(app, [*command, "--metrics-port", "-1"], catch_exceptions=False)
+    with pytest.raises(InputError, match=r"--ui needs the extra ui: pip install 'hiertcn\[ui\]'"):
+        require("no_such_module.inside", "ui", "--ui")
 
 
 def test_a_client_token_file_may_be_the_servers(token_file):

@@ -322,6 +322,13 @@ def test_a_click_changes_the_list_in_front_of_the_user(running, toy, browser, un
     assert page.items("mv") == toy.best(toy.vectors @ mean, 20)
     assert [entry.item_id for entry in running.client.get_user("ada").journal] == [clicked]
 
+    page.all("#seen")[0].click()
+    until(lambda: clicked not in page.items("mv"))
+    best = toy.best(toy.scores(toy.start_state, clicked), 21)
+    assert page.items("hiertcn") == [item for item in best if item != clicked][:20]
+    page.all("#seen")[0].click()
+    until(lambda: page.items("hiertcn") == expected)
+
     # The same by keyboard alone.
     first = page.all("[data-list=hiertcn] button")[0]
     second = first.get_attribute("data-item")

@@ -96,7 +96,10 @@ async function show(user, told = null) {
   byId("user").value = user;
   document.body.setAttribute("aria-busy", "true");
   try {
-    const view = await ask(`/api/user?id=${encodeURIComponent(user)}&k=${LENGTH}`);
+    const seen = byId("seen").checked ? "hide" : "show";
+    const view = await ask(
+      `/api/user?id=${encodeURIComponent(user)}&k=${LENGTH}&seen=${seen}`,
+    );
     if (request !== shown.request) return;
     const before = shown.user === user ? shown.view : null;
     shown.user = user;
@@ -377,6 +380,10 @@ function draw(name, value) {
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   show(byId("user").value.trim());
+});
+
+byId("seen").addEventListener("change", () => {
+  if (shown.user !== null) show(shown.user);
 });
 
 byId("other").addEventListener("submit", (event) => {

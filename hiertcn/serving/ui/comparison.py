@@ -36,8 +36,17 @@ class Session:
     is_open: bool
 
 
-async def user_view(engine: Engine, user_id: str, *, k: int, now_us: int) -> dict[str, Any]:
+async def user_view(
+    engine: Engine, user_id: str, *, k: int, now_us: int, exclude_seen: bool
+) -> dict[str, Any]:
     """A user's sessions and the three lists of ``k`` items, as JSON values.
+
+    Args:
+        engine: answers for HierTCN.
+        user_id: for whom.
+        k: length of a list.
+        now_us: as of when.
+        exclude_seen: leave out of every list what the user has interacted with.
 
     Raises:
         ServingError: releases changed faster than one could be compared.
@@ -45,23 +54,27 @@ async def user_view(engine: Engine, user_id: str, *, k: int, now_us: int) -> dic
     for _ in range(_ATTEMPTS):
         with engine.release.held() as release:
             found = await engine.recommend(
-                user_id, k=k, candidates=None, exclude=(), timestamp_us=now_us
+                user_id,
+                k=k,
+                candidates=None,
+                exclude=(),
+                timestamp_us=now_us,
+                exclude_seen=exclude_seen,
             )
             view = await engine.user(user_id)
-            if found.release != release.number or (
-                view is not None and view.release.number != release.number
-            ):
+            if found.release != release.number or (view and view.release is not release):
                 continue
+            seen = fold.seen_rows(view.record) if exclude_seen and view else _NONE
             sessions: list[Session] = []
             if view is not None:
                 sessions = cut(*fold.history(view.record), gap_us=release.gap_us, now_us=now_us)
             newest = sessions[-1] if sessions else None
             by_mean = (
-                await asyncio.to_thread(_ranked_by_mean, release, newest.item_rows, k)
+                await asyncio.to_thread(_ranked_by_mean, release, newest.item_rows, seen, k)
                 if newest is not None
                 else Ranked(_NONE, np.empty(0, np.float32))
             )
-            popular = rank_catalogue_by_popularity(release, _NONE, k, now_us)
+            popular = rank_catalogue_by_popularity(release, seen, k, now_us)
             rows = release.item_rows(found.item_ids)
             scores = np.asarray(found.scores, np.float32)
             folded_until_us = view.record.folded_until_us if view is not None else NEVER_US
@@ -132,9 +145,11 @@ def cut(
     return sessions
 
 
-def _ranked_by_mean(release: ServingRelease, rows: NDArray[np.int32], k: int) -> Ranked:
+def _ranked_by_mean(
+    release: ServingRelease, rows: NDArray[np.int32], excluded: NDArray[np.int64], k: int
+) -> Ranked:
     mean: NDArray[np.float32] = release.table.gather(rows).mean(axis=0, dtype=np.float32)
-    return rank_catalogue(release, mean, _NONE, k)
+    return rank_catalogue(release, mean, excluded, k)
 
 
 def _session(release: ServingRelease, session: Session) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class WebPage:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    @web.middleware
+    @web.middleware  # type: ignore[untyped-decorator]
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             self._check_site(request)
@@ -212,7 +212,13 @@ class WebPage:
         user_id = check.checked_user_id(request.query.get("id", ""), "id")
         k = _whole(request.query.get("k", "20"), "k")
         with self._answering("Recommend"):
-            found = await user_view(self._engine, user_id, k=k, now_us=check.wall_clock_us())
+            found = await user_view(
+                self._engine,
+                user_id,
+                k=k,
+                now_us=check.wall_clock_us(),
+                exclude_seen=request.query.get("seen") == "hide",
+            )
         return web.json_response(found)
 
     async def _record(self, request: web.Request) -> web.StreamResponse:
@@ -222,9 +228,12 @@ class WebPage:
             raise InputError("the body is not JSON in UTF-8; expected an object") from None
         if not isinstance(body, dict):
             raise InputError(f"the body is a JSON {type(body).__name__}; expected an object")
-        interactions = check.checked_interactions(
-            [pb.Interaction(**{field: _text(body, field) for field in _RECORDED})]
+        interaction = pb.Interaction(
+            user_id=_text(body, "user_id"),
+            item_id=_text(body, "item_id"),
+            event_type=_text(body, "event_type"),
         )
+        interactions = check.checked_interactions([interaction])
         with self._answering("RecordInteractions"):
             recorded = await self._engine.record(interactions)
         return web.json_response(
@@ -249,7 +258,6 @@ class WebPage:
         self._metrics.request_seconds.labels(method).observe(time.perf_counter() - began)
 
 
-_RECORDED: Final = ("user_id", "item_id", "event_type")
 _HTTP_SENTENCES: Final = {
     404: "there is nothing at this address; the page is at /",
     405: "this address does not take that method",
