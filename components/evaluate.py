@@ -62,6 +62,7 @@ def evaluate(
 
         from hiertcn.evaluation.evaluate import evaluate as rank_all
         from hiertcn.evaluation.examples import ExampleOptions
+        from hiertcn.evaluation.gallery import gallery_section
         from hiertcn.evaluation.gate import decide
         from hiertcn.evaluation.item_texts import item_texts
         from hiertcn.evaluation.oracle import join_oracle
@@ -71,6 +72,7 @@ def evaluate(
         from hiertcn.evaluation.term_section import term_section
         from hiertcn.files import read_json, whole_directory, write_json
         from hiertcn.items.index import IdIndex
+        from hiertcn.items.neighbor_building import int8_cost
         from hiertcn.items.table import ItemTable
         from hiertcn.release.repository import ReleaseRepository
         from hiertcn.sessions.split import split_by_time
@@ -145,6 +147,7 @@ def evaluate(
             names: list[str] = store.user_ids.take(pa.array(users)).to_pylist()
             return names
 
+        labels = item_texts(index, Path(snapshot.path) / "items.parquet")
         result = rank_all(
             rankers,
             store,
@@ -154,7 +157,7 @@ def evaluate(
             oracle=join_oracle(Path(oracle), store, requests, index) if oracle else None,
             examples=ExampleOptions(
                 users=3,
-                item_labels=item_texts(index, Path(snapshot.path) / "items.parquet"),
+                item_labels=labels,
                 user_labels=name_users,
             ),
             seed=seed,
@@ -182,5 +185,15 @@ def evaluate(
             encoder_curve=read_json(Path(item_encoder.path) / "curve.json"),
             model_curve=read_json(trained / "curve.json"),
             terms=terms,
+            gallery=gallery_section(
+                table.vectors[:, :-1],
+                np.bincount(
+                    store.item_rows[np.asarray(store.timestamps_us) < split.test_start_us],
+                    minlength=len(table),
+                ),
+                labels,
+                quantization=int8_cost(table, seed=seed) if len(table) <= 1_000_000 else None,
+                seed=seed,
+            ),
         )
     return decision.passed

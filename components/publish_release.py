@@ -93,6 +93,7 @@ def publish_release(
                 metrics={
                     "evaluation": read_json(Path(evaluation.path) / "evaluation.json"),
                     "gate": read_json(Path(evaluation.path) / "gate.json"),
+                    "neighbor_index": read_json(Path(neighbor_index.path) / "header.json"),
                     "lineage": lineage,
                 },
             ),

@@ -5,6 +5,7 @@ from kfp.dsl import Artifact, Input, Model, Output
 
 def tune_item_table(
     lineage: str,
+    neighbor_vectors: str,
     seed: int,
     embedded_table: Input[Artifact],
     training_table: Input[Artifact],
@@ -20,6 +21,7 @@ def tune_item_table(
 
     Args:
         lineage: lineage of the model, and so of both tables.
+        neighbor_vectors: float16 or int8, how the nearest-neighbor index stores them.
         seed: seed of the nearest-neighbor index.
         embedded_table: the newest item table.
         training_table: the item table as of the start of the test sessions.
@@ -34,8 +36,10 @@ def tune_item_table(
 
     with step("tune_item_table", locals()) as running:
         from pathlib import Path
+        from typing import cast
 
         from hiertcn.items.neighbor_building import build_neighbor_index
+        from hiertcn.items.reranking import VectorKind
         from hiertcn.items.table import ItemTable
         from hiertcn.items.tuned_table import pass_table_on, write_tuned_table
 
@@ -46,6 +50,19 @@ def tune_item_table(
             table = write_tuned_table(newest, start, ItemTable.open(trained), Path(item_table.path))
         else:
             table = pass_table_on(newest, Path(item_table.path))
-        built = build_neighbor_index(table, Path(neighbor_index.path), seed=seed)
-        item_table.metadata.update(items=len(table), dim=table.dim, recall=built.recall)
+        built = build_neighbor_index(
+            table,
+            Path(neighbor_index.path),
+            vectors=cast(VectorKind, neighbor_vectors),
+            seed=seed,
+        )
+        item_table.metadata.update(items=len(table), dim=table.dim)
+        neighbor_index.metadata.update(
+            kind=built.kind,
+            vectors=built.vectors,
+            bytes=built.bytes,
+            recall=built.recall,
+            recall_at=built.recall_at,
+            recall_lost_to_int8=built.quantization.lost if built.quantization else 0.0,
+        )
     return running.lineage

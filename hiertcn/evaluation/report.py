@@ -38,6 +38,7 @@ def write_report(
     encoder_curve: Mapping[str, Any] | None = None,
     model_curve: Mapping[str, Any] | None = None,
     terms: Section | None = None,
+    gallery: Section | None = None,
 ) -> None:
     """Write the report, whole or not at all.
 
@@ -55,6 +56,7 @@ def write_report(
             serves.
         model_curve: HierTCN's curve.json.
         terms: what `term_section.term_section` made of the model's scoring terms, if it has any.
+        gallery: what `gallery.gallery_section` made of the item vectors.
 
     Raises:
         InputError: the evaluation is not what `EvaluationResult.to_dict` wrote, or the disk is
@@ -72,6 +74,8 @@ def write_report(
         sections.append(gate_section(gate))
     if terms is not None:
         sections.append(terms)
+    if gallery is not None:
+        sections.append(gallery)
     if encoder_curve or model_curve:
         sections.append(training_section(encoder_curve or {}, model_curve or {}))
     if encoder_curve and encoder_curve.get("drift"):

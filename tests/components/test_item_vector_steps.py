@@ -65,6 +65,7 @@ class Inputs:
         """Publish nothing, but make the table and index that would be published."""
         tune_item_table(
             "lineage",
+            "int8",
             0,
             self.artifact("embedded_table"),
             self.artifact("training_table"),
