@@ -99,11 +99,9 @@ def test_without_any_features_only_the_neighbors_tell_new_items_apart() -> None:
     assert not torch.allclose(found[0], found[2])
 
 
-@pytest.mark.parametrize("pooling", ["importance", "max"])
-def test_the_exported_file_takes_any_batch_and_any_number_of_neighbors(
-    tmp_path: Path, pooling: str
-) -> None:
-    encoder = NewItemEncoder(_encoder(pooling=pooling)).eval()
+def test_the_exported_file_takes_any_batch_and_any_number_of_neighbors(tmp_path: Path) -> None:
+    # The other poolings have fewer operators of their own.
+    encoder = NewItemEncoder(_encoder(pooling="max")).eval()
 
     def case(batch: int, neighbors: int) -> tuple[torch.Tensor, ...]:
         weights = torch.rand(batch, neighbors)

@@ -95,8 +95,10 @@ class ToyRepository:
         watermark_us: int = WATERMARK_US,
         activate: bool = True,
         items_file: Path | None = None,
+        extend: Callable[[Path], dict[str, Path]] = lambda parts: {},
     ) -> ToyRelease:
-        toy = _publish(self.root, number, seed, items, users, watermark_us, items_file)
+        """Publish a toy; ``extend`` adds to its folder of parts, and returns further models."""
+        toy = _publish(self.root, number, seed, items, users, watermark_us, items_file, extend)
         self.toys[number] = toy
         if activate:
             self.repository.activate(number)
@@ -274,6 +276,7 @@ def _publish(
     users: int,
     watermark_us: int,
     items_file: Path | None,
+    extend: Callable[[Path], dict[str, Path]],
 ) -> ToyRelease:
     rng = np.random.default_rng(seed)
     parts = root.with_name(f"parts-{number}")
@@ -308,11 +311,12 @@ def _publish(
     models = {TCN: _tcn(readout), GRU_STEP: _gru_step(mixing)}
     for name, graph in models.items():
         onnx.save(graph, str(parts / f"{name}.onnx"))
+    more = extend(parts)
     day = str(number)
     published = publish(
         ReleaseRepository(root),
         {path.name: path for path in parts.iterdir() if path.suffix != ".onnx"},
-        {name: parts / f"{name}.onnx" for name in models},
+        {name: parts / f"{name}.onnx" for name in models} | more,
         ReleaseInput(data_date=f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
     )
     assert published == number
