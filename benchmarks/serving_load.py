@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    root = _release(folder, arguments)
-    load = _Load(folder, arguments)
+    root = prepared_release(folder, arguments)
+    load = Load(folder, arguments)
     with tempfile.TemporaryDirectory() as scratch:
         serving = ServingProcess(
             root,
@@ -100,7 +100,8 @@ def _serve_options(arguments: argparse.Namespace) -> list[str]:
     return options
 
 
-def _release(folder: Path, arguments: argparse.Namespace) -> Path:
+def prepared_release(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The repository in the folder, with a release made at its first use."""
     kind = "plain" if arguments.without_terms else "terms"
     root = folder / f"{kind}-{arguments.items}-{arguments.users}"
     if ReleaseRepository(root).current() is None:
@@ -120,7 +121,7 @@ def _release(folder: Path, arguments: argparse.Namespace) -> Path:
     return root
 
 
-class _Load:
+class Load:
     """The compiled generator and the bodies that it sends."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
@@ -214,7 +215,7 @@ def _cpu_seconds(pid: int) -> dict[str, float]:
     return seconds
 
 
-def _turn(load: _Load, serving: ServingProcess, arguments: argparse.Namespace) -> dict[str, Any]:
+def _turn(load: Load, serving: ServingProcess, arguments: argparse.Namespace) -> dict[str, Any]:
     wanted = arguments.only or ("echo", "closed", "open", "catalogue")
     closed = ("--concurrency", str(arguments.concurrency))
     address, pid = serving.address, serving.pid
@@ -233,7 +234,7 @@ def _turn(load: _Load, serving: ServingProcess, arguments: argparse.Namespace) -
     return turn
 
 
-def _echo(load: _Load, closed: tuple[str, str], workers: int) -> dict[str, Any]:
+def _echo(load: Load, closed: tuple[str, str], workers: int) -> dict[str, Any]:
     with subprocess.Popen(
         [sys.executable, "-m", serving_load_echo.__name__, f"--workers={workers}"],
         stdin=subprocess.PIPE,

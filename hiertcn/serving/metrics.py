@@ -141,7 +141,14 @@ class Metrics:
 
         self.in_flight = Gauge(
             "hiertcn_requests_in_flight",
-            "Requests admitted and not yet answered.",
+            "Requests admitted and not yet answered, by method.",
+            ["method"],
+            registry=self.registry,
+        )
+        self.in_flight_bound = Gauge(
+            "hiertcn_requests_in_flight_bound",
+            "Requests in flight at which the next is refused now, by method.",
+            ["method"],
             registry=self.registry,
         )
         self.breaker_open = Gauge(

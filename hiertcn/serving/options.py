@@ -20,7 +20,10 @@ class SidecarOptions:
         model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
         batch_delay_s: longest that a request waits for others to share a call with, in seconds.
         max_batch: most requests in one call to Triton.
-        max_in_flight: requests in flight at which the next is refused (RESOURCE_EXHAUSTED).
+        max_in_flight: requests in flight of a method at which the next is refused
+            (RESOURCE_EXHAUSTED).
+        target_latency_s: mean seconds that a recommendation may take before fewer requests are
+            let in.
         journal_entries: most interactions kept in a user's record.
         max_new_items: most items from UpsertItems that no release knows yet.
         segment_bytes: size at which a log segment is sealed and rolled into parquet.
@@ -58,6 +61,7 @@ class SidecarOptions:
     batch_delay_s: float = 0.001
     max_batch: int = 64
     max_in_flight: int = 256
+    target_latency_s: float = 0.1
     journal_entries: int = 4096
     max_new_items: int = 100_000
     segment_bytes: int = 64 << 20
@@ -87,6 +91,7 @@ class SidecarOptions:
             "model_deadline_s",
             "max_batch",
             "max_in_flight",
+            "target_latency_s",
             "journal_entries",
             "max_new_items",
             "segment_bytes",

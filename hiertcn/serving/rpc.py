@@ -5,55 +5,24 @@ Which status an error is answered with says ``status.py``.
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from hiertcn.errors import InputError, OverloadError, ServingError
+from hiertcn.errors import InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
+from hiertcn.serving.admission import Admission, MethodBound
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.status import status_of
 
 
-class Admission:
-    """Bounds the requests in flight, and with them every queue behind the door.
-
-    A request over the bound is refused at once, so that those admitted are answered in time
-    however many are asked: the queue that would make all of them late is never built.
-
-    Args:
-        most: requests in flight at which the next is refused.
-        metrics: where those in flight are shown.
-    """
-
-    def __init__(self, most: int, metrics: Metrics) -> None:
-        self._most = most
-        self._in_flight = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request while it runs.
-
-        Raises:
-            OverloadError: too many are in flight.
-        """
-        if self._in_flight >= self._most:
-            raise OverloadError(
-                f"{self._in_flight} requests are in flight, the most this sidecar takes; try "
-                "again later, or give it more with --max-in-flight or --workers"
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-
 def service_handler(
-    service: str, methods: object, metrics: Metrics, admission: Admission | None = None
+    service: str,
+    methods: object,
+    metrics: Metrics,
+    admission: Admission | None = None,
 ) -> Any:
     """The generic gRPC handler of a service: every method of its descriptor, found by name.
 
@@ -62,7 +31,7 @@ def service_handler(
         methods: has an ``async`` method ``(request, context) -> reply`` of each unary method's
             name, and of a streaming one's ``(requests, context) -> replies``, an async generator.
         metrics: where requests are counted.
-        admission: what bounds the requests in flight; None for a service that is never refused.
+        admission: bounds the requests in flight; None for a service that is never refused.
     """
     descriptor = pb.DESCRIPTOR.services_by_name[service.rpartition(".")[2]]
     handlers = {}
@@ -74,7 +43,7 @@ def service_handler(
             getattr(pb, method.input_type.name),
             getattr(pb, method.output_type.name),
             metrics,
-            admission,
+            admission.of(method.name) if admission is not None else None,
         )
     return grpc.method_handlers_generic_handler(service, handlers)
 
@@ -85,7 +54,7 @@ def _unary(
     request_type: type[Message],
     response_type: type[Message],
     metrics: Metrics,
-    admission: Admission | None,
+    bound: MethodBound | None,
 ) -> Any:
     seconds = metrics.request_seconds.labels(name)
     answered = metrics.requests.labels(name, "OK")
@@ -93,7 +62,7 @@ def _unary(
     async def handle(request: Message | None, context: Any) -> Message:
         began = time.perf_counter()
         try:
-            with admission.admitted() if admission is not None else contextlib.nullcontext():
+            with bound.admitted() if bound is not None else contextlib.nullcontext():
                 reply = await method(_checked(request, request_type), context)
         except (InputError, ServingError) as error:
             await _abort(error, name, context, metrics)
@@ -115,7 +84,7 @@ def _streaming(
     request_type: type[Message],
     response_type: type[Message],
     metrics: Metrics,
-    admission: Admission | None,
+    bound: MethodBound | None,
 ) -> Any:
     answered = metrics.requests.labels(name, "OK")
 
@@ -127,7 +96,7 @@ def _streaming(
         requests: AsyncIterator[Message | None], context: Any
     ) -> AsyncIterator[Message]:
         try:
-            with admission.admitted() if admission is not None else contextlib.nullcontext():
+            with bound.admitted() if bound is not None else contextlib.nullcontext():
                 async for reply in method(checked(requests), context):
                     yield reply
                     answered.inc()

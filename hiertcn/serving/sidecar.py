@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.activation import Activation
+from hiertcn.serving.admission import Admission
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.event_log import EventLog, Fsync
@@ -31,7 +32,7 @@ from hiertcn.serving.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.preflight import require
 from hiertcn.serving.recent_interactions import RecentInteractions
-from hiertcn.serving.rpc import Admission, service_handler
+from hiertcn.serving.rpc import service_handler
 from hiertcn.serving.security import AccessControl, AccessInterceptor, server_tls
 from hiertcn.serving.servicers import (
     RECOMMENDER,
@@ -46,6 +47,7 @@ from hiertcn.serving.validation import wall_clock_us
 from hiertcn.serving.writer import RecordWriter
 
 _log = logging.getLogger(__name__)
+
 
 class Sidecar:
     """A sidecar on the running event loop; start it, serve, stop it.
@@ -189,7 +191,9 @@ class Sidecar:
         self._parts.callback(engine.close)
         watching = asyncio.create_task(activation.watch())
         self._parts.push_async_callback(_cancelled, watching)
-        admission = Admission(options.max_in_flight, self.metrics)
+        admission = Admission(
+            options.max_in_flight, self.metrics, target_s=options.target_latency_s
+        )
         await self._answer(server, engine, repository, activation, admission)
         await self._show(engine, access, admission)
         # What lives until the end need not be traversed by every later collection.
@@ -218,7 +222,7 @@ class Sidecar:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
-            ]
+            ],
         )
         tls = server_tls(options)
         credentials = tls.grpc_credentials() if tls is not None else None

@@ -29,10 +29,10 @@ from hiertcn.errors import (
 )
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving import validation as check
+from hiertcn.serving.admission import Admission
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
-from hiertcn.serving.rpc import Admission
 from hiertcn.serving.security import AccessControl, server_tls
 from hiertcn.serving.status import status_of
 from hiertcn.serving.tokens import Scope
@@ -249,7 +249,7 @@ class WebPage:
     def _answering(self, method: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            with self._admission.admitted():
+            with self._admission.of(method).admitted():
                 yield
         except HiertcnError as error:
             self._metrics.requests.labels(method, status_of(error).name).inc()
