@@ -1,7 +1,9 @@
 """The web page: its doors over real HTTP, and the page itself in headless Chromium."""
 
+import contextlib
 import http.client
 import json
+import socket
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -10,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
 from hiertcn.serving.client import Interaction
@@ -227,6 +231,49 @@ def test_the_page_loads_nothing_from_elsewhere(running):
         assert "http" not in text.replace("http://localhost", "") or path == "/app.js"
         assert "//cdn" not in text
         assert "@import" not in text
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    body=_JSON | st.dictionaries(st.sampled_from(["user_id", "item_id", "event_type"]), _JSON),
+    query=st.dictionaries(st.sampled_from(["id", "k", "seen"]), st.text(max_size=30)),
+    raw=st.binary(max_size=50),
+)
+def test_no_request_whatever_makes_the_page_fail(running, body, query, raw):
+    surrogates_kept = urllib.parse.urlencode(query, errors="surrogatepass")
+    for found in (
+        Asked(running, "/api/interactions", raw=json.dumps(body).encode()),
+        Asked(running, "/api/interactions", raw=raw),
+        Asked(running, f"/api/user?{surrogates_kept}"),
+    ):
+        assert found.status in (200, 400), found.text
+        if found.status == 400:
+            assert found.json["error"]
+
+
+def test_raw_bytes_on_the_port_end_their_connection_and_nothing_else(running):
+    where = urllib.parse.urlsplit(running.sidecar.ui_url)
+    for sent in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET " * 5000):
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection((where.hostname, where.port), timeout=10) as connection,
+        ):
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+    assert Asked(running, "/api/status").status == 200
 
 
 @pytest.fixture(scope="module")
