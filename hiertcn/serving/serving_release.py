@@ -23,6 +23,7 @@ from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.candidate_ranking import drop_repeats, rank_together, without_terms
 from hiertcn.serving.item_embedding import NewItemEncoding
 from hiertcn.serving.item_filters import Allowed, ItemFilters
 from hiertcn.serving.item_overlay import (
@@ -86,6 +87,8 @@ class ServingRelease:
         """
         path = repository.path(number)
         settings = repository.manifest(number).settings
+        # Closed with this object: until then the release is not pruned.
+        self._hold = repository.hold(number)
         self.number = number
         try:
             index = IdIndex.open(path / "item_index")
@@ -228,6 +231,8 @@ class ServingRelease:
         self.user_snapshot("")
         self.neighbors.search(self.table.gather(rows[:1]), 1)
         live = self.live.at(self.watermark_us)
+        drop_repeats(rows, np.array([0, len(rows)]), np.zeros(len(self.items), np.int64), 1)
+        rank_together(np.zeros((1, 1), np.float32), rows[None, :1], [1], without_terms(1))
         if self.terms is not None:
             self.terms.warm(live)
 
