@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.items.attribute_filters import AttributeFilter, Kind, passing
+from hiertcn.items.attributes import TITLE_COLUMNS
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
@@ -97,6 +98,14 @@ class ItemOverlay:
     def item(self, row: int) -> LoggedItem:
         """The item of a row that is here."""
         return self._seen.items[row - self.first_row]
+
+    def title(self, row: int) -> str | None:
+        """The title of a row's item, as the release's own items have theirs; None without one."""
+        attributes = self.item(row).attributes
+        for name in TITLE_COLUMNS:
+            if isinstance(title := attributes.get(name), str):
+                return title
+        return None
 
     def vectors(self) -> NDArray[np.float32]:
         """All vectors, float32 ``[new, dim]``, a view."""

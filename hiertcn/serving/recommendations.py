@@ -253,7 +253,7 @@ class Recommendations:
         snapshot_rows = dict(zip(outdated, rows.tolist(), strict=True))
         for place, (request, record) in enumerate(zip(requests, stored, strict=True)):
             row = snapshot_rows.get(place)
-            current = None if record is None else release.resolved(record)
+            current = record
             if row is not None or current is None:
                 snapshot = release.snapshot.at(row) if row is not None and row >= 0 else None
                 current = fold.rebuilt_from(record, snapshot, release)
@@ -267,8 +267,7 @@ class Recommendations:
                 current, gap_us=release.gap_us, now_us=request.timestamp_us
             )
             if record is not None and is_rebuilt and not request._cut.closed:
-                kept = release.storable(current)
-                self._writer.keep_fold(request._key, request._base, kept)
+                self._keep(release, request, current)
         self._look_up_items(release, requests)
 
     def _look_up_items(
@@ -336,8 +335,7 @@ class Recommendations:
                     self._metrics.sessions_folded.inc()
             finally:
                 # Also what was folded before a failure counts; the rest follows at the next touch.
-                kept = release.storable(record)
-                self._writer.keep_fold(request._key, request._base, kept)
+                self._keep(release, request, record)
         except Exception as error:
             _fail([request], error)
             return

@@ -134,6 +134,8 @@ def test_attributes_of_new_items_pass_filters_as_those_of_the_release_do():
     kinds = {"color": "text", "price": "number", "tags": "tags", "new": "boolean", "at": "time"}
     kinds["stock"] = "integer"
 
+    assert overlay.title(ITEMS) is None
+
     def passing(**condition) -> list[bool]:
         return overlay.passing([AttributeFilter(**condition)], kinds).tolist()
 

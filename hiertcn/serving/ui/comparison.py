@@ -190,4 +190,6 @@ def _titles(release: ServingRelease, rows: NDArray[np.int64]) -> list[str | None
     known = np.flatnonzero(rows < len(release.attributes))
     for place, title in zip(known.tolist(), release.attributes.titles(rows[known]), strict=True):
         titles[place] = title
+    for place in np.flatnonzero(rows >= release.overlay.first_row).tolist():
+        titles[place] = release.overlay.title(int(rows[place]))
     return titles
