@@ -28,6 +28,7 @@ def backfill_user_states(
     from components.step import step
 
     with step("backfill_user_states", locals()) as running:
+        import os
         from pathlib import Path
 
         import numpy as np
@@ -44,6 +45,7 @@ def backfill_user_states(
             exported / "gru_step" / "model.onnx",
             np.load(exported / "start_state.npy", allow_pickle=False),
             Path(user_states.path),
+            threads=os.cpu_count() or 1,
             with_transitions=(exported / TERMS_FILE).exists(),
         )
     return running.lineage
