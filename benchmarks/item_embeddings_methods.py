@@ -214,8 +214,8 @@ def _neighbor_options(log: LogName) -> Sequence[Options]:
 
 def _item2vec_options(log: LogName) -> Sequence[Options]:
     if log == "globo_news":
-        return [{"window": 5, "epochs": epochs} for epochs in (3, 8)]
-    return [{"window": 5, "epochs": 10}, {"window": 10, "epochs": 20}]
+        return [{"window": 5, "epochs": epochs} for epochs in (2, 5)]
+    return [{"window": 5, "epochs": 5}, {"window": 10, "epochs": 10}]
 
 
 _COSINE_WEIGHTS: Final = (0.0, 0.025, 0.05, 0.1, 0.15)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from hiertcn.errors import InputError
+from hiertcn.files import sha256
 from hiertcn.items.gathering import gather_rows
 from hiertcn.items.mapping import HUGE_PAGE_BYTES
 from hiertcn.items.table import ItemTable, TableDtype
@@ -148,6 +149,31 @@ def test_damage_is_found(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(InputError, match="has no bytes"):
         ItemTable.open(directory)
+
+
+def test_an_unchanged_table_is_read_for_its_checksum_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = ItemTable.write(tmp_path / "table", some_vectors())
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr("hiertcn.items.table.sha256", counted)
+    ItemTable.open(table.directory)
+    assert read == []
+    table.verify()
+    ItemTable.open(table.directory).verify()
+    assert read == [table.directory / "vectors.bin"]
+    with (table.directory / "vectors.bin").open("r+b") as contents:
+        contents.write(b"\x01\x02\x03")
+    os.utime(table.directory / "vectors.bin", ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(InputError, match="is corrupt"):
+            table.verify()
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(
