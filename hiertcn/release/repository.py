@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from hiertcn.errors import InputError, ReleaseError
 from hiertcn.export.tensors import GRU_STEP, ITEM_ENCODER, TCN
@@ -227,8 +227,8 @@ class ReleaseRepository:
     def prune(self, keep: int) -> list[int]:
         """Remove all but the newest ``keep`` releases; return the numbers removed.
 
-        The current and the previous release always stay. A running sidecar keeps the files that
-        it has mapped.
+        The current and the previous release always stay, and what a sidecar serves (see
+        :meth:`hold`), which may be behind the pointer.
 
         Raises:
             InputError: ``keep`` is below 1.
@@ -237,10 +237,39 @@ class ReleaseRepository:
             raise InputError(f"keep is {keep}; expected at least 1 release")
         with self.lock():
             kept = {*self.numbers()[-keep:], *self._pointer()}
-            doomed = [number for number in self.numbers() if number not in kept]
-            for number in doomed:
-                self.remove(number)
-        return doomed
+            return [
+                number
+                for number in self.numbers()
+                if number not in kept and self._remove_unless_held(number)
+            ]
+
+    def hold(self, release: int) -> BinaryIO:
+        """Keep a release from being pruned until the file returned is closed, or its holder dies.
+
+        Raises:
+            ReleaseError: there is no such release, or it is being removed.
+        """
+        self.manifest(release)
+        try:
+            file = (self.path(release) / "manifest.json").open("rb")
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ReleaseError(
+                f"release {release} of {self.root} is being removed ({error.strerror}); activate "
+                "another"
+            ) from None
+        return file
+
+    def _remove_unless_held(self, release: int) -> bool:
+        # Network file systems grant an exclusive lock only to who may write.
+        with (self.path(release) / "manifest.json").open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("release %d stays: a sidecar serves it", release)
+                return False
+            self.remove(release)
+        return True
 
     def remove(self, release: int) -> None:
         """Delete whatever exists under a release number; the caller holds the lock."""

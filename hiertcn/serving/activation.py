@@ -11,12 +11,9 @@ no call; a Triton that came back without its models gets them loaded again.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, TypeVarTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hiertcn.errors import HiertcnError, InputError, ReleaseError
 from hiertcn.export.tensors import TCN
@@ -24,12 +21,11 @@ from hiertcn.items.index import IdIndex
 from hiertcn.release.repository import MODELS, OPTIONAL_MODELS, ReleaseRepository
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.fold import JournalBound
-from hiertcn.serving.inference import TritonInference
-from hiertcn.serving.item_upserts import ItemUpserts
+from hiertcn.serving.inference import Inference, ModelControl
+from hiertcn.serving.item_upserts import ItemUpserts, RowsOf
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.serving_release import ServingRelease
-from hiertcn.serving.triton_models import TritonModels
 
 _log = logging.getLogger(__name__)
 
@@ -53,19 +49,21 @@ class Activation:
         recent: the interactions recorded here, which live counts go on with.
         upserts: brings new items into a release before it serves.
         journal_entries: longest journal of a user.
+        item_memory: as in ``SidecarOptions``.
     """
 
     def __init__(
         self,
         repository: ReleaseRepository,
-        control: TritonModels,
-        inference: TritonInference,
+        control: ModelControl,
+        inference: Inference,
         models: ModelBatcher,
         metrics: Metrics,
         recent: RecentInteractions,
         upserts: ItemUpserts,
         *,
         journal_entries: int,
+        item_memory: str = "mapped",
     ) -> None:
         self._repository = repository
         self._control = control
@@ -75,6 +73,7 @@ class Activation:
         self._recent = recent
         self._upserts = upserts
         self._journal_entries = journal_entries
+        self._item_memory = item_memory
         self._serving: tuple[ServingRelease, JournalBound] | None = None
         self._before: ServingRelease | None = None
         self._refused: int | None = None
@@ -176,7 +175,9 @@ class Activation:
         try:
             await self._blocking(self._repository.verify, number)
             await self._load(number)
-            release = await self._blocking(ServingRelease, self._repository, number, self._recent)
+            release = await self._blocking(
+                ServingRelease, self._repository, number, self._recent, self._item_memory
+            )
             await self._blocking(release.warm)
             await self._models.warm(release)
             await self._upserts.bring_up(release)
@@ -191,6 +192,8 @@ class Activation:
             raise
         before = self._serving[0] if self._serving is not None else None
         self._serving = (release, self._bound(release, before))
+        if self._before is not None:
+            self._before.let_go()
         self._before = before
         self._upserts.settle(self._indexes(release, before))
         self._refused = None
@@ -202,7 +205,9 @@ class Activation:
     async def _load(self, number: int) -> None:
         kept = {number}
         if self._serving is not None:
-            kept.add(self.current.number)
+            # Whoever deleted its files past the lock must not keep the sidecar from going on.
+            if self._repository.has_model(TCN, self.current.number):
+                kept.add(self.current.number)
         elif (previous := self._repository.previous()) in self._repository.numbers():
             kept.add(int(previous or number))
         if self._before is not None and self._before.number not in kept:
@@ -223,9 +228,9 @@ class Activation:
 
     def _indexes(
         self, release: ServingRelease, before: ServingRelease | None
-    ) -> list[Callable[[Sequence[str]], NDArray[np.int64]]]:
+    ) -> list[RowsOf]:
         """Look-ups of the release and of the one that a roll-back would return to."""
-        found = [release.released_rows]
+        found: list[RowsOf] = [release.released_rows]
         if before is not None:
             found.append(before.released_rows)
         elif (previous := self._repository.previous()) is not None:

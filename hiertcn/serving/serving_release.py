@@ -74,6 +74,7 @@ class ServingRelease:
         repository: ReleaseRepository,
         number: int,
         recent: RecentInteractions | None = None,
+        item_memory: str = "mapped",
     ) -> None:
         """Map the release's parts.
 
@@ -81,18 +82,22 @@ class ServingRelease:
             repository: where the release is.
             number: which one.
             recent: the interactions recorded here, which the live counts go on with.
+            item_memory: how the item table is held, as in ``SidecarOptions``.
 
         Raises:
             ReleaseError: a part is missing, unreadable, or its shape contradicts another's.
         """
         path = repository.path(number)
         settings = repository.manifest(number).settings
-        # Closed with this object: until then the release is not pruned.
         self._hold = repository.hold(number)
         self.number = number
         try:
             index = IdIndex.open(path / "item_index")
-            table = ItemTable.open(path / "item_table")
+            table = ItemTable.open(
+                path / "item_table",
+                prefault=item_memory == "prefault",
+                anonymous_huge_pages=item_memory == "huge-pages",
+            )
             neighbors = NeighborIndex.open(path / "neighbor_index", table)
             self.overlay = ItemOverlay(len(index), table.dim)
             self.items = CatalogueItems(index, self.overlay)
@@ -132,6 +137,7 @@ class ServingRelease:
         )
         self._recent = recent or RecentInteractions()
         self._counted_before = before
+        self._live_room = len(self.items)
         self.live = self._count_live()
 
     @property
@@ -147,6 +153,10 @@ class ServingRelease:
             yield self
         finally:
             self.in_flight -= 1
+
+    def let_go(self) -> None:
+        """Allow that the release is pruned; requests that still hold it may go on."""
+        self._hold.close()
 
     def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the items, -1 where unknown."""
