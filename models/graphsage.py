@@ -30,6 +30,7 @@ from torch_geometric.utils import spmm
 from hiertcn.errors import InputError
 from hiertcn.files import read_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights
+from hiertcn.training.item_batches import WeightedSum
 from hiertcn.training.optimizers import DENSE_ITEMS
 
 POOLINGS: Final = ("importance", "mean", "max", "graphsage")
@@ -140,12 +141,19 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
         """
         degrees = adjacency.crow_indices().diff()
         aggregated = self.propagate(self._weighted(adjacency, degrees), x=messages)
-        aggregated = torch.where((degrees == 0).unsqueeze(-1), self.no_neighbors, aggregated)
-        return torch.relu(self.combine(torch.cat([z, aggregated], dim=-1)))
+        alone = degrees == 0
+        if alone.any():
+            aggregated = torch.where(alone.unsqueeze(-1), self.no_neighbors, aggregated)
+        # W concat(z, n) as the sum of two products, without copying both into one.
+        own, others = self.combine.weight.split(z.shape[1], dim=1)
+        combined = torch.addmm(self.combine.bias, z, own.T).addmm(aggregated, others.T)
+        return torch.relu(combined)
 
     def message_and_aggregate(self, edge_index: Tensor, x: Tensor) -> Tensor:
         """Aggregate messages by the adjacency without materializing one per edge."""
-        return spmm(edge_index, x, reduce=self.aggr)  # type: ignore[no-any-return]
+        if self.pooling == "max" or x.is_cuda:
+            return spmm(edge_index, x, reduce=self.aggr)  # type: ignore[no-any-return]
+        return WeightedSum.apply(x, edge_index)  # type: ignore[no-any-return, no-untyped-call]
 
     def _weighted(self, adjacency: Tensor, degrees: Tensor) -> Tensor:
         """Return the adjacency with the weights that the pooling gives its edges."""
@@ -229,18 +237,25 @@ class GraphSAGE(nn.Module):
         Returns:
             float32 [targets, dim], of length 1.
         """
-        z_0 = z = self.embed_inputs(rows, features, present)
+        z = self.embed_inputs(rows, features, present)
         for layer, adjacency in enumerate(adjacencies):
             z = self.convolutions[layer](z, adjacency)
-        return self.finish(z, z_0[: len(z)])
+        # Once more for the few that are asked for: the gradient of a slice of all would be as
+        # large as all.
+        n = len(z)
+        return self.finish(z, self.embed_inputs(rows[:n], features[:n], present[:n]))
 
     def embed_inputs(self, rows: Tensor, features: Tensor, present: Tensor) -> Tensor:
         """z_0: rows int64 [n], features [n, feature_dim], present bool [n] -> [n, hidden]."""
         z = torch.zeros((), device=rows.device)
         if self.config.feature_dim:
-            z = torch.where(present.unsqueeze(-1), self.features(features), self.missing)
+            z = self.features(features)
+            if not present.all():
+                z = torch.where(present.unsqueeze(-1), z, self.missing)
         if self.config.id_vectors:
             known = (rows >= 0) & (rows < self.config.items)
+            if known.all():
+                return z + self.id_vectors(rows)  # type: ignore[no-any-return]
             vectors = self.id_vectors(torch.where(known, rows, 0))
             z = z + torch.where(known.unsqueeze(-1), vectors, 0.0)
         return z

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hiertcn.graph.blocks import Block
+from hiertcn.items.hashing import compiled
 
 
 class ItemFeatures(Protocol):
@@ -90,11 +91,17 @@ def feature_tensors(
     """
     if features is None:
         return torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool)
-    values = np.zeros((len(rows), features.values.shape[1]), np.float32)
-    present = np.zeros(len(rows), np.bool_)
     inside = rows < len(features.present)
-    present[inside] = features.present[rows[inside]]
-    values[present] = features.values[rows[present]]
+    if not inside.all():
+        values = np.zeros((len(rows), features.values.shape[1]), np.float32)
+        present = np.zeros(len(rows), np.bool_)
+        present[inside] = features.present[rows[inside]]
+        values[inside] = features.values[rows[inside]]
+    else:
+        values = np.take(features.values, rows, axis=0).astype(np.float32, copy=False)
+        present = np.asarray(features.present[rows])
+    if not present.all():
+        values[~present] = 0.0
     return torch.from_numpy(values), torch.from_numpy(present)
 
 
@@ -120,3 +127,52 @@ def sparse_rows(
             (len(indptr) - 1, width),
             check_invariants=False,
         )
+
+
+class WeightedSum(torch.autograd.Function):
+    """``adjacency @ x`` on a CPU; no gradient for the weights.
+
+    As ``torch.sparse.mm``, whose backward sorts all edges to transpose the matrix. Here each is put
+    in its place by counting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, adjacency: Tensor) -> Tensor:
+        """x float32 [sources, dim], adjacency sparse CSR [targets, sources] -> [targets, dim]."""
+        ctx.adjacency = adjacency
+        return torch.sparse.mm(adjacency, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x, [sources, dim]."""
+        return torch.sparse.mm(transposed(ctx.adjacency), gradients[0].contiguous()), None
+
+
+def transposed(adjacency: Tensor) -> Tensor:
+    """Return the transpose of a sparse CSR tensor as another one; both on a CPU."""
+    indptr, columns, weights = _transpose(
+        adjacency.crow_indices().numpy(),
+        adjacency.col_indices().numpy(),
+        adjacency.values().numpy(),
+        adjacency.shape[1],
+    )
+    return sparse_rows(indptr, columns, weights, adjacency.shape[0])
+
+
+@compiled
+def _transpose(indptr: Any, columns: Any, weights: Any, width: int) -> Any:
+    starts = np.zeros(width + 1, np.int64)
+    for column in columns:
+        starts[column + 1] += 1
+    for column in range(width):
+        starts[column + 1] += starts[column]
+    free = starts[:-1].copy()
+    rows = np.empty(len(columns), np.int64)
+    moved = np.empty(len(columns), np.float32)
+    for row in range(len(indptr) - 1):
+        for k in range(indptr[row], indptr[row + 1]):
+            place = free[columns[k]]
+            free[columns[k]] = place + 1
+            rows[place] = row
+            moved[place] = weights[k]
+    return starts, rows, moved

@@ -7,7 +7,7 @@ from hiertcn.files import write_json
 from hiertcn.graph.blocks import BlockBuilder
 from hiertcn.graph.walks import Neighborhoods, WalkOptions
 from hiertcn.training.checkpoints import save_weights
-from hiertcn.training.item_batches import adjacency
+from hiertcn.training.item_batches import WeightedSum, adjacency, transposed
 from models.graphsage import POOLINGS, GraphSAGE, GraphSAGEConfig, PinSageConv, load_graphsage
 
 # Item 3 has no neighbors.
@@ -148,3 +148,17 @@ def test_config_and_weights_round_trip(tmp_path):
         GraphSAGEConfig.from_dict({"items": 1, "feature_dim": 1, "colour": 2})
     with pytest.raises(InputError, match="all items would look alike"):
         GraphSAGEConfig(items=3, feature_dim=0, id_vectors=False)
+
+
+def test_weighted_sums_and_their_gradients_are_the_sparse_products():
+    torch.manual_seed(2)
+    dense = torch.rand(7, 9) * (torch.rand(7, 9) < 0.4)
+    dense[3] = 0
+    sparse = dense.to_sparse_csr()
+    x = torch.randn(9, 4, requires_grad=True)
+    taught = torch.randn(7, 4)
+    found = WeightedSum.apply(x, sparse)
+    torch.testing.assert_close(found, dense @ x)
+    (gradient,) = torch.autograd.grad(found, x, taught)
+    torch.testing.assert_close(gradient, dense.T @ taught)
+    torch.testing.assert_close(transposed(sparse).to_dense(), dense.T)
