@@ -77,6 +77,19 @@ def serve(
             show_default="<repository>/serving",
         ),
     ] = None,
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Where the models run: triton, or in-process (in the sidecar, without a Triton).",
+        ),
+    ] = "triton",
+    item_memory: Annotated[
+        str,
+        typer.Option(
+            help="How the item table is held: mapped, prefault (read in before it serves) or "
+            "huge-pages (copied into huge pages where the kernel grants them).",
+        ),
+    ] = "mapped",
     model_deadline_ms: Annotated[
         float,
         typer.Option(
@@ -178,6 +191,8 @@ def serve(
                 host=host,
                 port=port,
                 metrics_port=None if metrics_port == -1 else metrics_port,
+                models=models,
+                item_memory=item_memory,
                 model_deadline_s=model_deadline_ms / 1000,
                 batch_delay_s=batch_delay_ms / 1000,
                 max_in_flight=max_in_flight,

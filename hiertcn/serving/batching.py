@@ -32,7 +32,7 @@ from hiertcn.export.tensors import (
     TensorSpec,
 )
 from hiertcn.serving.breaker import CircuitBreaker
-from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.inference import Inference
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.serving_release import ServingRelease
 
@@ -172,7 +172,7 @@ class ModelBatcher:
     """The two served models, batched over concurrent requests.
 
     Args:
-        inference: the connection to Triton.
+        inference: what runs the models.
         metrics: where batch sizes and times are counted.
         max_batch: most requests in one call.
         max_delay_s: longest a request waits for others, in seconds.
@@ -181,7 +181,7 @@ class ModelBatcher:
 
     def __init__(
         self,
-        inference: TritonInference,
+        inference: Inference,
         metrics: Metrics,
         *,
         max_batch: int = 64,
@@ -282,6 +282,8 @@ class ModelBatcher:
             NEXT_STATE,
             timeout_s=timeout_s,
         )
+        for breaker in self._breakers.values():
+            breaker.succeeded()
 
     async def _run_gru(
         self, key: Hashable, batch: list[tuple[NDArray[np.float32], NDArray[np.float32]]]

@@ -1,11 +1,11 @@
-"""Calls to Triton's models over its raw gRPC stub.
+"""Calls to the served models: what is asked of them, and Triton's answer over its raw gRPC stub.
 
 ``tritonclient``'s wrapper costs 0.2 ms of CPU a call more than its stub, which is why the stub is
 used here; what crosses the wire is the same.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import numpy as np
@@ -15,8 +15,53 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from hiertcn.errors import ServingError
 from hiertcn.export.tensors import TensorSpec
 
-_DTYPES: Final = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
+DTYPES: Final = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
 _MAX_MESSAGE_BYTES: Final = 64 << 20
+
+
+class Inference(Protocol):
+    """Runs versions of models: ``TritonInference``, or ``models_in_process.InProcessModels``."""
+
+    async def run(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[tuple[TensorSpec, NDArray[Any]]],
+        output: TensorSpec,
+        *,
+        timeout_s: float,
+    ) -> NDArray[Any]:
+        """Run one batch and return the output tensor.
+
+        Raises:
+            ServingError: the model did not answer within ``timeout_s``, or refused.
+        """
+        ...
+
+    async def is_ready(self, model: str, version: int, *, timeout_s: float = 2.0) -> bool | None:
+        """Whether that version of the model is served; None if nothing answers."""
+        ...
+
+
+class ModelControl(Protocol):
+    """Loads versions of models: ``TritonModels``, or ``models_in_process.InProcessModels``."""
+
+    def load(self, model: str, versions: Sequence[int]) -> None:
+        """Serve exactly these versions of the model and return when they are ready.
+
+        Raises:
+            ReleaseError: a version cannot be served; those served before keep serving.
+            ServingError: nothing answers.
+        """
+        ...
+
+    def unload(self, model: str) -> None:
+        """Stop serving every version of the model."""
+        ...
+
+    def loaded(self, model: str) -> list[int]:
+        """The versions of the model that are served, oldest first."""
+        ...
 
 
 class TritonInference:
@@ -65,7 +110,7 @@ class TritonInference:
                 for spec, values in inputs
             ],
             raw_input_contents=[
-                np.ascontiguousarray(values, _DTYPES[spec.datatype]).tobytes()
+                np.ascontiguousarray(values, DTYPES[spec.datatype]).tobytes()
                 for spec, values in inputs
             ],
         )
@@ -77,7 +122,7 @@ class TritonInference:
                 f"{error.code().name} {error.details()}"
             ) from None
         described = response.outputs[0]
-        return np.frombuffer(response.raw_output_contents[0], _DTYPES[output.datatype]).reshape(
+        return np.frombuffer(response.raw_output_contents[0], DTYPES[output.datatype]).reshape(
             tuple(described.shape)
         )
 

@@ -10,14 +10,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError, ReleaseError, ServingError
-from hiertcn.export.tensors import ITEM_EMBEDDING, ITEM_ENCODER, MAX_BATCH, TensorSpec
+from hiertcn.export.tensors import ITEM_EMBEDDING, ITEM_ENCODER, MAX_BATCH
+from hiertcn.serving.inference import Inference
 from hiertcn.serving.logged_items import Attribute, LoggedItem, pack
 from hiertcn.serving.new_items import NewItems
 from hiertcn.serving.serving_release import ServingRelease
@@ -27,21 +28,6 @@ RowsOf = Callable[[Sequence[str]], NDArray[np.int64]]
 
 _DEADLINE_S: Final = 30.0
 _MAX_ENTRY_BYTES: Final = 1 << 20
-
-
-class Inference(Protocol):
-    """Runs a version of a model; see ``TritonInference.run``."""
-
-    async def run(
-        self,
-        model: str,
-        version: int,
-        inputs: Sequence[tuple[TensorSpec, NDArray[Any]]],
-        output: TensorSpec,
-        *,
-        timeout_s: float,
-    ) -> NDArray[Any]:
-        """Run one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,10 @@ class SidecarOptions:
         host: address to listen on.
         port: gRPC port; 0 takes any free one.
         metrics_port: Prometheus port; 0 takes any free one, None serves no metrics.
+        models: where the models run: "triton", or "in-process" without one.
+        item_memory: how the item table is held: "mapped" (shared with all processes, read when
+            touched), "prefault" (shared, read in before the release serves) or "huge-pages"
+            (copied into this process's own memory, where the kernel grants huge pages).
         model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
         batch_delay_s: longest that a request waits for others to share a call with, in seconds.
         max_batch: most requests in one call to Triton.
@@ -57,6 +61,8 @@ class SidecarOptions:
     host: str = "127.0.0.1"
     port: int = 50051
     metrics_port: int | None = None
+    models: str = "triton"
+    item_memory: str = "mapped"
     model_deadline_s: float = 0.2
     batch_delay_s: float = 0.001
     max_batch: int = 64
@@ -104,6 +110,8 @@ class SidecarOptions:
             if not 0 <= value <= 60:
                 raise InputError(f"{name} is {value}; expected 0 to 60 seconds")
         for name, known in (
+            ("models", ("triton", "in-process")),
+            ("item_memory", ("mapped", "prefault", "huge-pages")),
             ("fsync", ("always", "interval", "os")),
             ("state_dtype", ("float32", "float16")),
         ):

@@ -36,7 +36,7 @@ def check_before_starting(options: ServeOptions) -> None:
     if options.sidecar.ui_port is not None:
         _check_port("--ui-port", options.sidecar.host, options.sidecar.ui_port)
     _check_doors(options.sidecar)
-    if options.triton_url is None:
+    if options.triton_url is None and options.sidecar.models == "triton":
         find_tritonserver()
 
 

@@ -24,10 +24,11 @@ from hiertcn.serving.admission import Admission
 from hiertcn.serving.batching import ModelBatcher
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.event_log import EventLog, Fsync
-from hiertcn.serving.inference import TritonInference
+from hiertcn.serving.inference import Inference, ModelControl, TritonInference
 from hiertcn.serving.item_upserts import ItemUpserts
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.metrics_server import Probes
+from hiertcn.serving.models_in_process import InProcessModels
 from hiertcn.serving.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.preflight import require
@@ -130,10 +131,7 @@ class Sidecar:
         store = await asyncio.to_thread(open_store, options, log)
         self._parts.callback(store.close)
 
-        inference = TritonInference(options.triton_url)
-        self._parts.push_async_callback(inference.close)
-        control = TritonModels(options.triton_url, repository.triton_repository)
-        self._parts.callback(control.close)
+        inference, control = self._served_models(repository)
         models = ModelBatcher(
             inference,
             self.metrics,
@@ -154,6 +152,7 @@ class Sidecar:
             recent,
             upserts,
             journal_entries=options.journal_entries,
+            item_memory=options.item_memory,
         )
         self._parts.callback(activation.close)
         await activation.start()
@@ -200,6 +199,17 @@ class Sidecar:
         gc.collect()
         gc.freeze()
         _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
+
+    def _served_models(self, repository: ReleaseRepository) -> tuple[Inference, ModelControl]:
+        if self._options.models == "in-process":
+            models = InProcessModels(repository.triton_repository)
+            self._parts.push_async_callback(models.close)
+            return models, models
+        inference = TritonInference(self._options.triton_url)
+        self._parts.push_async_callback(inference.close)
+        control = TritonModels(self._options.triton_url, repository.triton_repository)
+        self._parts.callback(control.close)
+        return inference, control
 
     def _interceptors(self, access: AccessControl) -> list[Any]:
         # Each costs every request something, so there is none that would do nothing.

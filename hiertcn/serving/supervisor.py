@@ -51,11 +51,11 @@ async def _serve(options: ServeOptions) -> None:
     async with contextlib.AsyncExitStack() as parts:
         triton: TritonServer | None = None
         url = options.triton_url
-        if url is None:
+        if url is None and options.sidecar.models == "triton":
             triton = await asyncio.to_thread(_started_triton, options)
             parts.push_async_callback(asyncio.to_thread, triton.stop)
             url = triton.grpc_url
-        sidecar = Sidecar(replace(options.sidecar, triton_url=url))
+        sidecar = Sidecar(replace(options.sidecar, triton_url=url or ""))
         await sidecar.start()
         parts.push_async_callback(sidecar.stop)
         if triton is not None:
