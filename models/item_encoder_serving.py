@@ -55,7 +55,7 @@ class NewItemEncoder(nn.Module):
             ``[batch, dim]`` float32, of length 1.
         """
         z_0 = z = self.inputs(features, features_present > 0)
-        per_layer = neighbor_layers.split(self.config.hidden, dim=2)
+        per_layer = torch.chunk(neighbor_layers, self.config.layers, dim=2)
         for convolution, sources in zip(self.convolutions, per_layer, strict=True):
             z = convolution(z, sources, neighbor_weights)
         out = self.output(torch.relu(self.head(z))) + self.skip(z_0)

@@ -94,9 +94,9 @@ def export_serving_models(
         (GRU_STEP, gru_step, gru_cases, gru_cases[1], {}),
     ]
     if item_encoder is not None:
-        cases = [_item_case(item_encoder, b, t, generator) for b, t in _ITEM_SHAPES]
-        axes = {NEIGHBOR_LAYERS.name: (1,), NEIGHBOR_WEIGHTS.name: (1,)}
-        exports.append((ITEM_ENCODER, item_encoder, cases, cases[1], axes))
+        item_cases = [_item_case(item_encoder, b, t, generator) for b, t in _ITEM_SHAPES]
+        neighbors = {NEIGHBOR_LAYERS.name: (1,), NEIGHBOR_WEIGHTS.name: (1,)}
+        exports.append((ITEM_ENCODER, item_encoder, item_cases, item_cases[1], neighbors))
     proofs = {}
     with whole_directory(output) as aside:
         for name, module, cases, example, axes in exports:

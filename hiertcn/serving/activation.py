@@ -1,7 +1,7 @@
 """Which release is served, and how it is changed without a failed or a mixed reply.
 
 Activation: files verified -> Triton loads the models -> every length bucket warm -> parts mapped
--> the pointer flips -> new requests take the new object. Until the last step nothing changes for
+-> active users rebuilt aside (``warmer.py``) -> the pointer flips -> new requests take the new object. Until the last step nothing changes for
 anyone, and a failure anywhere leaves the old release serving. Requests under way keep the release
 they began with; its models stay loaded beside the new one's until the flip after next.
 
@@ -26,6 +26,7 @@ from hiertcn.serving.item_upserts import ItemUpserts, RowsOf
 from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.warmer import Warmer
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Activation:
         self._before: ServingRelease | None = None
         self._refused: int | None = None
         self._changing = asyncio.Lock()
+        self.warmer: Warmer | None = None
         # Model control and checksums block, and must not wait behind anything else that does.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="activation")
 
@@ -181,6 +183,8 @@ class Activation:
             await self._blocking(release.warm)
             await self._models.warm(release)
             await self._upserts.bring_up(release)
+            if self.warmer is not None and self._serving is not None:
+                await self.warmer.stage(release)
             if len(release.overlay):
                 await self._blocking(release.recount_live)
             if flip:
@@ -197,6 +201,8 @@ class Activation:
         self._before = before
         self._upserts.settle(self._indexes(release, before))
         self._refused = None
+        if self.warmer is not None:
+            self.warmer.keep(release)
         self._metrics.activations.labels("served").inc()
         self._metrics.release.set(number)
         self._metrics.watermark.set(self.current.watermark_us / 1e6)
@@ -226,9 +232,7 @@ class Activation:
         elif self._control.loaded(model):
             self._control.unload(model)
 
-    def _indexes(
-        self, release: ServingRelease, before: ServingRelease | None
-    ) -> list[RowsOf]:
+    def _indexes(self, release: ServingRelease, before: ServingRelease | None) -> list[RowsOf]:
         """Look-ups of the release and of the one that a roll-back would return to."""
         found: list[RowsOf] = [release.released_rows]
         if before is not None:

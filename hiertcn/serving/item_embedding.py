@@ -144,7 +144,8 @@ class NewItemEncoding:
                 weights[place, :count] = item.weights or 1.0
         weights[rows < 0] = 0.0
         total = weights.sum(axis=1, keepdims=True)
-        return self._layers.gather(rows), weights / np.where(total > 0, total, 1.0)
+        weights /= np.where(total > 0, total, np.float32(1))
+        return self._layers.gather(rows), weights
 
 
 def _fitting(value: Attribute | None, column: ColumnEncoding) -> Any:
