@@ -10,7 +10,7 @@ from hiertcn.serving.client import Interaction
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
 DAY_US = 24 * HOUR_US
-FIRST, SECOND, THIRD = 2026010101, 2026010201, 2026010301
+FIRST, SECOND = 2026010101, 2026010201
 
 
 def until(condition, timeout_s=30.0):
