@@ -14,7 +14,7 @@ import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -109,12 +109,12 @@ class _Matches:
         return known
 
     @property
-    def values(self) -> NDArray[np.generic]:
+    def values(self) -> NDArray[Any]:
         column = self._column
         if self._kind == "time":
             column = column.view(pa.int64())
         filling = False if self._kind == "boolean" else 0
-        values: NDArray[np.generic] = column.fill_null(filling).to_numpy(zero_copy_only=False)
+        values: NDArray[Any] = column.fill_null(filling).to_numpy(zero_copy_only=False)
         return values
 
     def among(self, texts: Sequence[str], field: str) -> NDArray[np.bool_]:
@@ -144,7 +144,8 @@ class _Matches:
         before = np.zeros(len(tags) + 1, np.int64)
         np.cumsum(wanted.to_numpy(zero_copy_only=False), out=before[1:])
         counts = np.diff(before[offsets - offsets[0]])
-        return (counts > 0) & self.known
+        found: NDArray[np.bool_] = (counts > 0) & self.known
+        return found
 
 
 def _span(text: str, kind: Kind, field: str) -> Span:

@@ -44,9 +44,14 @@ def search_among(
             queries, table.gather(rows), k, metric=faiss.METRIC_INNER_PRODUCT
         )
         return rows[places], scores
-    selector = faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
+    # faiss's stubs know the C++ constructors only.
+    selector = faiss.IDSelectorBitmap(  # type: ignore[call-arg]
+        np.packbits(among, bitorder="little")  # type: ignore[arg-type]
+    )
     while True:
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+        parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
+            sel=selector, nprobe=probes
+        )
         scores, found = index.search(queries, k, params=parameters)
         if probes >= index.nlist or (found >= 0).all():
             return found, scores

@@ -5,13 +5,13 @@ Which status an error is answered with says ``status.py``.
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from hiertcn.errors import InputError, ServingError
+from hiertcn.errors import HiertcnError, InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.admission import Admission, MethodBound
 from hiertcn.serving.metrics import Metrics
@@ -24,7 +24,21 @@ def service_handler(
     metrics: Metrics,
     admission: Admission | None = None,
 ) -> Any:
-    """The generic gRPC handler of a service: every method of its descriptor, found by name.
+    """The generic gRPC handler of a service, see :func:`method_handlers`."""
+    return grpc.method_handlers_generic_handler(
+        service, method_handlers(service, methods, metrics, admission)
+    )
+
+
+def method_handlers(
+    service: str,
+    methods: object,
+    metrics: Metrics,
+    admission: Admission | None = None,
+    *,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """A handler for every method of a service's descriptor, by name.
 
     Args:
         service: full name of the service.
@@ -32,10 +46,13 @@ def service_handler(
             name, and of a streaming one's ``(requests, context) -> replies``, an async generator.
         metrics: where requests are counted.
         admission: bounds the requests in flight; None for a service that is never refused.
+        only: the methods wanted; None for all.
     """
     descriptor = pb.DESCRIPTOR.services_by_name[service.rpartition(".")[2]]
     handlers = {}
     for method in descriptor.methods:
+        if only is not None and method.name not in only:
+            continue
         make = _streaming if method.client_streaming else _unary
         handlers[method.name] = make(
             method.name,
@@ -45,7 +62,7 @@ def service_handler(
             metrics,
             admission.of(method.name) if admission is not None else None,
         )
-    return grpc.method_handlers_generic_handler(service, handlers)
+    return handlers
 
 
 def _unary(
@@ -131,7 +148,7 @@ def _checked(request: Message | None, request_type: type[Message]) -> Message:
     return request
 
 
-async def _abort(error: Exception, method: str, context: Any, metrics: Metrics) -> None:
+async def _abort(error: HiertcnError, method: str, context: Any, metrics: Metrics) -> None:
     code = status_of(error)
     metrics.requests.labels(method, code.name).inc()
     await context.abort(code, str(error))

@@ -61,6 +61,6 @@ def test_the_page_states_the_limits_that_the_code_has(tmp_path):
 
 
 def test_the_page_names_every_status():
-    for name, kind in vars(errors).items():
+    for kind in vars(errors).values():
         if isinstance(kind, type) and kind is not errors.HiertcnError:
             assert status_of(kind("")).name in PAGE.read_text()
