@@ -14,14 +14,13 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from hiertcn.errors import InputError, OverloadError
 from hiertcn.files import whole_file
-from hiertcn.serving.event_log import EventLog
-from hiertcn.serving.log_entries import MAGIC, framed, read_entry, read_segment
+from hiertcn.serving.log_entries import MAGIC, Position, framed, read_entry, read_segment
 from hiertcn.serving.log_scan import entries_of_kind
 from hiertcn.serving.logged_items import KIND, LoggedItem, pack
 
@@ -31,6 +30,19 @@ SAVED_FILE: Final = "new_items.log"
 """Beside the log's folder: the set as of some moment, in the log's own format."""
 
 _MOST_BYTES: Final = 256 << 20
+
+
+class LogSegments(Protocol):
+    """What is read of an event log, of this process or another."""
+
+    @property
+    def position(self) -> Position:
+        """Where it is read up to."""
+        ...
+
+    def segments(self, until: Position) -> list[tuple[Path, int | None]]:
+        """The segments up to a position, oldest first, and where each ends (None: as the file)."""
+        ...
 
 
 class NewItems:
@@ -145,17 +157,21 @@ class NewItems:
             self._saved = False
             raise
 
-    def load(self, path: Path, log: EventLog) -> None:
+    def load(self, path: Path, log: LogSegments) -> None:
         """Read what was saved, and what the log holds of items.
+
+        The log may be another process's: what a segment held that is dropped meanwhile was saved
+        before, so the saved set is read last.
 
         Raises:
             InputError: the saved set or an entry is damaged; the file is named.
         """
         found: list[LoggedItem] = []
-        if path.exists():
-            found += [entry for _, entry in read_segment(path) if isinstance(entry, LoggedItem)]
         for segment, end in log.segments(log.position):
-            data = np.fromfile(segment, np.uint8)
+            try:
+                data = np.fromfile(segment, np.uint8)
+            except FileNotFoundError:
+                continue
             try:
                 places = entries_of_kind(data, KIND, end)
             except InputError as error:
@@ -171,6 +187,8 @@ class NewItems:
                         "aside to start without its events"
                     )
                 found.append(entry)
+        if path.exists():
+            found += [entry for _, entry in read_segment(path) if isinstance(entry, LoggedItem)]
         for item in sorted(found, key=lambda item: item.version):
             self.put(item)
         if found:
