@@ -1,7 +1,7 @@
 """The sidecar's Prometheus metrics, in a registry of their own so that tests can run several."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -165,32 +165,16 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.new_items = Gauge(
+            "hiertcn_new_items",
+            "Upserted items that the serving release or the one before does not know.",
+            registry=self.registry,
+        )
+
     def watch_live(self, current: Callable[[], LiveWindows]) -> None:
         """Read size and newest minute of the serving release's live windows when asked."""
         self.live_interactions.set_function(lambda: current().interactions)
         self.live_newest.set_function(lambda: current().newest_us / 1e6)
-
-    def summary(self) -> dict[str, Any]:
-        """What the web page shows of the counters, as JSON values; all of it since the start.
-
-        ``latency`` holds for each method the cumulative counts of its histogram below each of
-        ``bounds_s``, the last of which is infinite and left out.
-        """
-        requests: dict[str, dict[str, float]] = {}
-        for sample in _samples(self.requests, "_total"):
-            of_method = requests.setdefault(sample.labels["method"], {})
-            of_method[sample.labels["code"]] = sample.value
-        latency: dict[str, list[float]] = {}
-        for sample in _samples(self.request_seconds, "_bucket"):
-            latency.setdefault(sample.labels["method"], []).append(sample.value)
-        return {
-            "requests": requests,
-            "bounds_s": list(_SECONDS),
-            "latency": latency,
-            "fallbacks": sum(sample.value for sample in _samples(self.fallbacks, "_total")),
-            "folded": sum(sample.value for sample in _samples(self.sessions_folded, "_total")),
-            "in_flight": sum(sample.value for sample in _samples(self.in_flight, "")),
-        }
 
     def serve(self, host: str, port: int, probes: Probes | None = None) -> MetricsServer:
         """Answer ``GET /metrics`` and probes on threads of their own; port 0 takes any free one.
@@ -199,10 +183,3 @@ class Metrics:
             InputError: the port is in use.
         """
         return MetricsServer(self.registry, probes or Probes(), host, port)
-
-
-def _samples(metric: Any, suffix: str) -> Iterator[Any]:
-    for family in metric.collect():
-        for sample in family.samples:
-            if sample.name == family.name + suffix:
-                yield sample
