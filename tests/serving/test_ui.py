@@ -1,5 +1,6 @@
 """The web page: its doors over real HTTP, and the page itself in headless Chromium."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
 from hiertcn.serving.client import Interaction
+from hiertcn.serving.metrics import Metrics
 from hiertcn.serving.validation import wall_clock_us
 
 GAP_US = 1_800_000_000
@@ -140,6 +142,29 @@ def test_a_recorded_click_is_durable_and_counted(running):
     status = Asked(running, "/api/status").json
     assert status["requests"]["RecordInteractions"]["OK"] == 1
     assert len(status["latency"]["RecordInteractions"]) == len(status["bounds_s"]) + 1
+    assert status["latency"]["RecordInteractions"][-1] == 1
+
+
+def test_live_figures_are_those_of_all_processes_that_answer():
+    from hiertcn.serving.ui.figures import live_figures, summed
+
+    processes = [Metrics(), Metrics()]
+    for metrics in processes:
+        metrics.requests.labels("Recommend", "OK").inc(3)
+        metrics.request_seconds.labels("Recommend").observe(0.004)
+        metrics.fallbacks.labels("popularity").inc()
+    processes[1].requests.labels("Recommend", "UNAVAILABLE").inc()
+    other = processes[1].serve("127.0.0.1", 0)
+    try:
+        found = asyncio.run(live_figures(processes[0], "127.0.0.1", [other.port, 1]))
+    finally:
+        other.stop()
+    assert found["processes"] == 2
+    assert found == {"processes": 2, **summed(m.registry.collect() for m in processes)}
+    assert found["requests"] == {"Recommend": {"OK": 6, "UNAVAILABLE": 1}}
+    at = found["bounds_s"].index(0.005)
+    assert found["latency"]["Recommend"][at - 1 : at + 1] == [0, 2]
+    assert found["fallbacks"] == 2
 
 
 @pytest.mark.parametrize(

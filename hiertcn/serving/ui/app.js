@@ -318,8 +318,13 @@ function drawStatus(status) {
     `events up to ${when.format(status.watermark_us / 1000)}`;
   byId("fallbacks").textContent = whole.format(status.fallbacks);
   const before = polls.length > 1 ? polls[polls.length - 2] : null;
-  // A sidecar that was restarted counts from 0 again.
-  if (before === null || before.uptime_s > status.uptime_s) {
+  // Who was restarted counts from 0 again, and one process more or less counts otherwise.
+  if (
+    before === null ||
+    before.uptime_s > status.uptime_s ||
+    before.processes !== status.processes ||
+    answered(before) > answered(status)
+  ) {
     polls.splice(0, polls.length, status);
     return;
   }
@@ -351,7 +356,7 @@ function quantile(share) {
   const old = first.latency.Recommend ?? now.map(() => 0);
   const counts = now.map((count, bucket) => count - old[bucket]);
   const total = counts[counts.length - 1];
-  if (!total) return null;
+  if (total <= 0) return null;
   const wanted = share * total;
   const bucket = counts.findIndex((count) => count >= wanted);
   if (bucket >= last.bounds_s.length) return Infinity;

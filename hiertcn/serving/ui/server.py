@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from hiertcn.serving.security import AccessControl, server_tls
 from hiertcn.serving.status import status_of
 from hiertcn.serving.tokens import Scope
 from hiertcn.serving.ui.comparison import suggested_users, user_view
+from hiertcn.serving.ui.figures import live_figures
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class WebPage:
     """The page's server; start it on a running event loop.
 
+    Args:
+        options: of the sidecar.
+        engine: answers.
+        metrics: where requests are counted, and what the live figures are of.
+        access: checks tokens and rates.
+        admission: bounds the requests in flight.
+        metrics_ports: gives the metrics ports of the sidecar's further processes.
+
     Attributes:
         port: the port bound, once started.
     """
@@ -85,12 +94,14 @@ class WebPage:
         metrics: Metrics,
         access: AccessControl,
         admission: Admission,
+        metrics_ports: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self._options = options
         self._engine = engine
         self._metrics = metrics
         self._access = access
         self._admission = admission
+        self._metrics_ports = metrics_ports
         self._began = time.monotonic()
         self._suggested: tuple[int, list[str]] | None = None
         self._runner: web.AppRunner | None = None
@@ -195,7 +206,7 @@ class WebPage:
                 "items": len(release.items),
                 "users": len(release.snapshot.users),
                 "uptime_s": time.monotonic() - self._began,
-                **self._metrics.summary(),
+                **await live_figures(self._metrics, self._options.host, self._metrics_ports()),
             }
         )
 
