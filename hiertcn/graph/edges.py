@@ -224,9 +224,9 @@ def _build_days(
     since_us = first_day * US_PER_DAY - round(options.window_s * 1e6)
     ids = None
     if engine.prefers_codes:
-        event, ids = coded_events(engine, engine.read(read), since_us)
+        event, ids = coded_events(engine, engine.read_events(read), since_us)
     else:
-        event = plain_events(engine.read(read), since_us)
+        event = plain_events(engine.read_events(read), since_us)
     pairs = co_interactions(event, options)
     wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
     with engine.ordered(wanted) as rows:

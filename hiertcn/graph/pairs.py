@@ -17,7 +17,7 @@ import ibis
 import numpy as np
 import pyarrow as pa
 
-from hiertcn.events.columns import ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.events.columns import ITEM_ID, USER_ID
 from hiertcn.graph.engine import GraphEngine
 from hiertcn.graph.options import GraphOptions
 
@@ -29,7 +29,7 @@ US_PER_DAY: Final = 86_400_000_000
 
 _PRIME: Final = 2**31 - 1
 _HEX: Final = "0123456789abcdef"
-_DIGITS: Final = 7
+_DIGITS: Final = 5
 
 
 def co_interactions(event: ibis.Table, options: GraphOptions) -> ibis.Table:
@@ -86,13 +86,11 @@ def plain_events(events: ibis.Table, since_us: int) -> ibis.Table:
     """Return what :func:`co_interactions` needs, with ids as they are.
 
     Args:
-        events: ``user_id`` and ``item_id`` string, ``timestamp``.
+        events: as :meth:`GraphEngine.read_events` returns them.
         since_us: earlier events are left out; microseconds since 1970-01-01 UTC.
     """
-    event = events.select(
-        user=events[USER_ID], item=events[ITEM_ID], at=_epoch_us(events[TIMESTAMP])
-    )
-    event = event.filter(event.at >= since_us)
+    event = events.filter(events.at >= since_us)
+    event = event.select("at", user=event[USER_ID], item=event[ITEM_ID])
     tie = _tie(_hash(event.user), _hash(event["item"]), event.at)
     return event.mutate(tie=tie)
 
@@ -105,8 +103,7 @@ def coded_events(
     Items are numbered in the order of their texts, so that pairs of numbers sort as their texts
     do. Holds one chunk's distinct item ids in memory.
     """
-    event = events.select(USER_ID, ITEM_ID, at=_epoch_us(events[TIMESTAMP]))
-    event = event.filter(event.at >= since_us)
+    event = events.filter(events.at >= since_us)
     distinct = event.select(ITEM_ID).distinct()
     ids = distinct.order_by(ITEM_ID).to_pyarrow()[ITEM_ID].combine_chunks()
     items = engine.table(pa.table({ITEM_ID: ids, "item": np.arange(len(ids), dtype=np.int32)}))
@@ -121,13 +118,8 @@ def coded_events(
     return coded, ids
 
 
-def _epoch_us(timestamp: Any) -> Any:
-    seconds = timestamp.epoch_seconds().cast("int64")
-    return seconds * 1_000_000 + timestamp.microsecond().cast("int64")
-
-
 def _hash(text: Any) -> Any:
-    """28 bits of MD5 as a number: what DuckDB and Spark both compute."""
+    """20 bits of MD5 as a number: what DuckDB and Spark both compute."""
     digest = text.hexdigest("md5")
     value: Any = ibis.literal(0, "int64")
     for place in range(_DIGITS):

@@ -8,16 +8,22 @@ items are the neighborhood, the normalized visit counts its weights: with ``p_0`
 to the lower row.
 
 Every item has a random stream of its own (SplitMix64 from the seed and the row), so the result
-depends on the seed alone, not on threads or chunks. Cost: 30,000 to 50,000 items a second and core
-with 50 walks of 4 steps; 4 bytes per edge plus the result in memory. Compiled by numba at the
-first call (a few seconds, cached on disk).
+depends on the seed alone, not on threads or chunks. The walks of an item take each step together:
+their loads from a graph that outgrows the caches then overlap instead of waiting for each other.
+An edge is chosen by Walker's alias method from one 8-byte entry per edge (its probability, like
+the restart's, to 1 part in 65,536), which takes one or two cache lines where a search takes
+several. Memory: 8 bytes per edge and per item, beside the result unless that goes to files.
+Compiled by numba at the first call (a few seconds, cached on disk).
 """
 
+import contextlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +40,19 @@ _ROWS_FILE: Final = "rows.npy"
 _WEIGHTS_FILE: Final = "weights.npy"
 _OPTIONS_FILE: Final = "walks.json"
 _ITEMS_PER_TASK: Final = 1 << 12
+_TASKS_AHEAD: Final = 4
+_INSERTED_AT_MOST: Final = 128
+_MOST_NEIGHBORS: Final = 1 << 16
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
+_16: Final = np.uint64(16)
+_HALF: Final = np.uint64(32)
+_HIGH: Final = np.uint64(48)
+_LOW: Final = np.uint64(0xFFFFFFFF)
+_PART: Final = np.uint64(0xFFFF)
+
+_Part = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +148,13 @@ def importance_neighborhoods(
     """Walk from every item of the graph and return whom the walks visit most.
 
     Args:
-        csr: the item graph.
+        csr: the item graph, at most 65,536 neighbors an item.
         walks, length, restart, top, seed: see :class:`WalkOptions`.
         threads: 0 means one per core; the result does not depend on it.
         progress: show a progress bar.
 
     Raises:
-        InputError: an option is out of its range.
+        InputError: an option is out of its range, or an item has more neighbors.
     """
     options = WalkOptions(walks=walks, length=length, restart=restart, top=top, seed=seed)
     return walk_neighborhoods(csr, options, threads=threads, progress=progress)
@@ -148,51 +164,138 @@ def walk_neighborhoods(
     csr: CSR, options: WalkOptions, *, threads: int = 0, progress: bool = True
 ) -> Neighborhoods:
     """Like :func:`importance_neighborhoods`, from one options object."""
-    rows = np.full((csr.items, options.top), NO_ITEM, np.int32)
-    weights = np.zeros((csr.items, options.top), np.float32)
-    thresholds = np.empty(len(csr.indices), np.uint32)
-    _cumulate(csr.indptr, csr.weights, thresholds)
+    rows = np.empty((csr.items, options.top), np.int32)
+    weights = np.empty((csr.items, options.top), np.float32)
+    start = 0
+    for part_rows, part_weights in _walked(csr, options, threads, progress):
+        stop = start + len(part_rows)
+        rows[start:stop], weights[start:stop] = part_rows, part_weights
+        start = stop
+    return Neighborhoods(rows, weights, options)
 
-    def walk(first: int) -> int:
-        part = slice(first, first + _ITEMS_PER_TASK)
+
+def write_neighborhoods(
+    csr: CSR, options: WalkOptions, directory: Path, *, threads: int = 0, progress: bool = True
+) -> Neighborhoods:
+    """Like :func:`walk_neighborhoods`, into files: memory does not grow with the result.
+
+    The folder appears whole or not at all; the neighborhoods come back mapped.
+    """
+    shape = (csr.items, options.top)
+    with whole_directory(directory) as aside:
+        with (
+            _array_file(aside / _ROWS_FILE, np.int32, shape) as rows,
+            _array_file(aside / _WEIGHTS_FILE, np.float32, shape) as weights,
+        ):
+            for part_rows, part_weights in _walked(csr, options, threads, progress):
+                part_rows.tofile(rows)
+                part_weights.tofile(weights)
+        write_json(aside / _OPTIONS_FILE, asdict(options))
+    return Neighborhoods.open(directory)
+
+
+@contextlib.contextmanager
+def _array_file(path: Path, dtype: type[np.generic], shape: tuple[int, int]) -> Iterator[IO[bytes]]:
+    """Open a .npy file whose rows follow its header as they come."""
+    with path.open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+
+
+def _walked(csr: CSR, options: WalkOptions, threads: int, progress: bool) -> Iterator[_Part]:
+    """Yield rows and weights [n, top] of all items, in their order."""
+    most = int(csr.degrees.max(initial=0))
+    if most > _MOST_NEIGHBORS:
+        raise InputError(
+            f"item row {csr.degrees.argmax()} has {most} neighbors; walks take at most "
+            f"{_MOST_NEIGHBORS}, so build the graph with a smaller top_n"
+        )
+    # Copies in memory of our own: the kernel gives it large pages, unlike a mapped file's.
+    indptr = np.array(csr.indptr)
+    entries = np.empty(len(csr.indices), np.uint64)
+    _alias_entries(csr.indptr, csr.indices, csr.weights, entries)
+
+    def walk(first: int) -> _Part:
+        count = min(_ITEMS_PER_TASK, csr.items - first)
+        rows = np.full((count, options.top), NO_ITEM, np.int32)
+        weights = np.zeros((count, options.top), np.float32)
         _walk(
-            csr.indptr,
-            csr.indices,
-            thresholds,
+            indptr,
+            entries,
             first,
             options.walks,
             options.length,
-            np.uint64(round(options.restart * 2**32)),
+            np.uint64(round(options.restart * 2**16)),
             np.uint64(options.seed & (2**64 - 1)),
-            rows[part],
-            weights[part],
+            rows,
+            weights,
         )
-        return len(rows[part])
+        return rows, weights
 
+    workers = threads or os.cpu_count() or 1
     bar = tqdm(
         total=csr.items, desc="walks", unit="item", mininterval=2, disable=not progress or None
     )
     # Threads of our own: numba's would set how many threads the OpenMP shared with torch uses.
-    with bar, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for walked in pool.map(walk, range(0, csr.items, _ITEMS_PER_TASK)):
-            bar.update(walked)
-    return Neighborhoods(rows, weights, options)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[_Part]] = deque()
+        for first in range(0, csr.items, _ITEMS_PER_TASK):
+            waiting.append(pool.submit(walk, first))
+            if len(waiting) > workers * _TASKS_AHEAD:
+                yield _counted(waiting.popleft().result(), bar)
+        while waiting:
+            yield _counted(waiting.popleft().result(), bar)
+
+
+def _counted(part: _Part, bar: Any) -> _Part:
+    bar.update(len(part[0]))
+    return part
 
 
 @compiled
-def _cumulate(indptr: Any, weights: Any, thresholds: Any) -> None:
-    """Edge k of an item is chosen by the 32-bit numbers below thresholds[k] and not the last."""
+def _alias_entries(indptr: Any, indices: Any, weights: Any, entries: Any) -> None:
+    """Vose's construction: neighbor in the low 32 bits, then 16 of probability, 16 of alias.
+
+    An entry's neighbor is taken if 16 random bits are at most its probability, else the neighbor
+    of the entry ``alias`` places from the item's first.
+    """
+    most = 0
     for row in range(len(indptr) - 1):
-        start, stop = indptr[row], indptr[row + 1]
+        most = max(most, indptr[row + 1] - indptr[row])
+    share = np.empty(most, np.float64)
+    small = np.empty(most, np.int64)
+    large = np.empty(most, np.int64)
+    for row in range(len(indptr) - 1):
+        start, degree = indptr[row], indptr[row + 1] - indptr[row]
         total = 0.0
-        for k in range(start, stop):
-            total += weights[k]
-        below = 0.0
-        for k in range(start, stop):
-            below += weights[k]
-            thresholds[k] = np.uint32(min(below / total * 4294967296.0, 4294967295.0))
-        if stop > start:
-            thresholds[stop - 1] = np.uint32(4294967295)
+        for k in range(degree):
+            total += weights[start + k]
+        smalls, larges = 0, 0
+        for k in range(degree):
+            share[k] = weights[start + k] * degree / total
+            entries[start + k] = (
+                np.uint64(indices[start + k]) | np.uint64(0xFFFF << 32) | (np.uint64(k) << _HIGH)
+            )
+            if share[k] < 1.0:
+                small[smalls] = k
+                smalls += 1
+            else:
+                large[larges] = k
+                larges += 1
+        while smalls and larges:
+            smalls -= 1
+            one, other = small[smalls], large[larges - 1]
+            # Rounded so that a share of 0 is never taken and one of 1 always.
+            parts = np.uint64(min(max(share[one] * 65536.0 - 0.5, 0.0), 65535.0))
+            entries[start + one] = (
+                np.uint64(indices[start + one]) | (parts << _HALF) | (np.uint64(other) << _HIGH)
+            )
+            share[other] -= 1.0 - share[one]
+            if share[other] < 1.0:
+                larges -= 1
+                small[smalls] = other
+                smalls += 1
 
 
 @compiled
@@ -205,8 +308,7 @@ def _mix(state: Any) -> Any:
 @compiled
 def _walk(
     indptr: Any,
-    indices: Any,
-    thresholds: Any,
+    entries: Any,
     first: int,
     walks: int,
     length: int,
@@ -215,86 +317,93 @@ def _walk(
     rows: Any,
     weights: Any,
 ) -> None:
-    low_half = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
+    top = rows.shape[1]
     slots = 2
     while slots < 2 * walks * length:
         slots *= 2
+    slot_mask = np.uint64(slots - 1)
     visited = np.full(slots, -1, np.int32)
     counts = np.zeros(slots, np.int32)
     used = np.empty(walks * length, np.int64)
+    keys = np.empty(walks * length, np.uint64)
+    here = np.empty(walks, np.int64)
+    start = np.empty(walks, np.int64)
+    degree = np.empty(walks, np.int64)
+    draws = np.empty(walks, np.uint64)
     for offset in range(len(rows)):
         home = first + offset
-        if indptr[home] == indptr[home + 1]:
+        home_start, home_degree = indptr[home], indptr[home + 1] - indptr[home]
+        if home_degree == 0:
             continue
         state = _mix(seed ^ _mix(np.uint64(home) + _GOLDEN))
         distinct = 0
-        for _ in range(walks):
-            here = np.int64(home)
-            for _ in range(length):
+        for walk in range(walks):
+            here[walk] = home
+        for _ in range(length):
+            # Four loops, so that the loads of all walks are under way at once.
+            for walk in range(walks):
+                start[walk] = indptr[here[walk]]
+                degree[walk] = indptr[here[walk] + 1] - start[walk]
+            for walk in range(walks):
                 state += _GOLDEN
-                draw = _mix(state)
-                if (draw >> half) < restart or indptr[here] == indptr[here + 1]:
-                    here = np.int64(home)
-                choice = draw & low_half
-                low, high = indptr[here], indptr[here + 1] - 1
-                while low < high:
-                    middle = (low + high) >> 1
-                    if np.uint64(thresholds[middle]) <= choice:
-                        low = middle + 1
-                    else:
-                        high = middle
-                here = np.int64(indices[low])
-                if here == home:
+                draws[walk] = _mix(state)
+                if ((draws[walk] >> _16) & _PART) < restart or degree[walk] == 0:
+                    start[walk], degree[walk] = home_start, home_degree
+            for walk in range(walks):
+                # The high 32 bits choose the entry, the low 16 between it and its alias.
+                place = ((draws[walk] >> _HALF) * np.uint64(degree[walk])) >> _HALF
+                entry = entries[start[walk] + np.int64(place)]
+                if (draws[walk] & _PART) > ((entry >> _HALF) & _PART):
+                    entry = entries[start[walk] + np.int64(entry >> _HIGH)]
+                here[walk] = np.int64(entry & _LOW)
+            for walk in range(walks):
+                item = here[walk]
+                if item == home:
                     continue
-                slot = np.int64(_mix(np.uint64(here)) & np.uint64(slots - 1))
-                while visited[slot] != here and visited[slot] != -1:
-                    slot = (slot + 1) & (slots - 1)
+                slot = np.int64(_slot_hash(item) & slot_mask)
+                while visited[slot] != item and visited[slot] != -1:
+                    slot = (slot + 1) & np.int64(slot_mask)
                 if visited[slot] == -1:
-                    visited[slot] = here
+                    visited[slot] = item
                     used[distinct] = slot
                     distinct += 1
                 counts[slot] += 1
-        kept = _keep_most_visited(visited, counts, used[:distinct], rows[offset])
+        # By falling count, then rising row.
+        for k in range(distinct):
+            slot = used[k]
+            keys[k] = (np.uint64(walks * length - counts[slot]) << _HALF) | np.uint64(visited[slot])
+            visited[slot] = -1
+            counts[slot] = 0
+        kept = min(top, distinct)
+        _smallest_first(keys, distinct, kept)
         total = 0
         for place in range(kept):
-            total += _count_of(visited, counts, rows[offset, place])
+            total += walks * length - np.int64(keys[place] >> _HALF)
         for place in range(kept):
-            weights[offset, place] = _count_of(visited, counts, rows[offset, place]) / total
-        for k in range(distinct):
-            visited[used[k]] = -1
-            counts[used[k]] = 0
+            rows[offset, place] = np.int32(keys[place] & _LOW)
+            count = walks * length - np.int64(keys[place] >> _HALF)
+            weights[offset, place] = count / total
 
 
 @compiled
-def _count_of(visited: Any, counts: Any, item: Any) -> Any:
-    slots = len(visited)
-    slot = np.int64(_mix(np.uint64(item)) & np.uint64(slots - 1))
-    while visited[slot] != item:
-        slot = (slot + 1) & (slots - 1)
-    return counts[slot]
+def _slot_hash(item: Any) -> Any:
+    return (np.uint64(item) * _GOLDEN) >> np.uint64(40)
 
 
 @compiled
-def _keep_most_visited(visited: Any, counts: Any, used: Any, best: Any) -> Any:
-    """Insert into the sorted list ``best``: by falling count, then rising row."""
-    kept = 0
-    held = np.empty(len(best), np.int32)
-    for slot in used:
-        item, count = visited[slot], counts[slot]
-        if kept == len(best):
-            worst = held[kept - 1]
-            if count < worst or (count == worst and item > best[kept - 1]):
+def _smallest_first(keys: Any, length: int, kept: int) -> None:
+    """Bring the ``kept`` smallest of ``keys[:length]`` to its front in order."""
+    if kept > _INSERTED_AT_MOST:
+        keys[:length].sort()
+        return
+    for k in range(1, length):
+        key = keys[k]
+        place = k
+        if k >= kept:
+            if key > keys[kept - 1]:
                 continue
-        else:
-            kept += 1
-        place = kept - 1
-        while place > 0 and (
-            held[place - 1] < count or (held[place - 1] == count and best[place - 1] > item)
-        ):
-            held[place] = held[place - 1]
-            best[place] = best[place - 1]
+            place = kept - 1
+        while place > 0 and keys[place - 1] > key:
+            keys[place] = keys[place - 1]
             place -= 1
-        held[place] = count
-        best[place] = item
-    return kept
+        keys[place] = key

@@ -57,7 +57,7 @@ def reference(log, window_s, max_followers):
     def order(event):
         user, item, second = event
         user_hash, item_hash = (
-            int(hashlib.md5(text.encode()).hexdigest()[:7], 16) for text in (user, item)
+            int(hashlib.md5(text.encode()).hexdigest()[:5], 16) for text in (user, item)
         )
         factor = (user_hash + second) % (2**31 - 2) + 1
         return second, (item_hash + 1) * factor % (2**31 - 1), item

@@ -1,0 +1,153 @@
+"""Spark as the engine of graph queries: in this process, at a master, or through Spark Connect.
+
+It runs the same Ibis expressions as DuckDB. Ordered results are written by Spark as sorted parts
+into the spill folder and read from there, so nothing passes through the driver as a whole; Spark
+on other machines must therefore see the log's and the store's folders under the same paths.
+
+A Spark session that already runs in the process is used and left running, whatever
+``spark_master`` says; one that is started here is stopped at the end.
+"""
+
+import contextlib
+import itertools
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hiertcn.errors import InputError
+from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.graph.engine import OrderedRows
+from hiertcn.graph.options import GraphOptions
+
+_CONNECT: Final = "sc://"
+_SIZE: Final = re.compile(r"(\d+)\s*([KMGT])i?B?", re.IGNORECASE)
+
+
+class SparkEngine:
+    """See :class:`hiertcn.graph.engine.GraphEngine`."""
+
+    prefers_codes = False
+
+    def __init__(self, session: Any, spill: Path) -> None:
+        self._session = session
+        self._backend = ibis.pyspark.connect(session)
+        self._spill = spill
+        self._names = itertools.count()
+
+    def read_events(self, files: Sequence[Path]) -> ibis.Table:
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        frame = self._session.read.parquet(*map(str, files))
+        at = f"unix_micros(cast({TIMESTAMP} as timestamp)) as at"
+        return self._view(frame.selectExpr(USER_ID, ITEM_ID, at))
+
+    def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        reader = self._session.read.option("basePath", str(folder))
+        table = self._view(reader.parquet(*map(str, files)))
+        return table.mutate(**{DATE: table[DATE].cast("string")})
+
+    def table(self, rows: pa.Table) -> ibis.Table:
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        path = self._spill / f"table-{next(self._names)}.parquet"
+        pq.write_table(rows, path)
+        return self._view(self._session.read.parquet(str(path)))
+
+    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        path = self._spill / f"{name}-{next(self._names)}"
+        self._backend.to_parquet(expression, path)
+        return self._view(self._session.read.parquet(str(path)))
+
+    @contextlib.contextmanager
+    def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+            parts = Path(folder) / "parts"
+            self._backend.to_parquet(expression, parts)
+            # Sorting cuts the rows into ranges, and a part's number is its range's.
+            yield OrderedRows(sorted(parts.glob("part-*.parquet")))
+
+    def _view(self, frame: Any) -> ibis.Table:
+        name = f"hiertcn_{id(self)}_{next(self._names)}"
+        frame.createOrReplaceTempView(name)
+        return self._backend.table(name)
+
+
+@contextlib.contextmanager
+def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
+    """Yield the engine at ``options.spark_master``.
+
+    Raises:
+        InputError: pyspark or Java is missing, the master cannot be reached, or a query failed
+            inside the block.
+    """
+    try:
+        import pyspark
+        from py4j.protocol import Py4JError
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise InputError(
+            f"the graph engine spark needs the extra spark ({error}); install "
+            "'hiertcn[spark]' or choose the engine duckdb"
+        ) from error
+    running = SparkSession.getActiveSession()
+    try:
+        session = running or _start(SparkSession.builder, options)
+    except (PySparkException, pyspark.errors.PySparkRuntimeError, Py4JError, OSError) as error:
+        raise InputError(
+            f"Spark at {options.spark_master or 'this machine'} could not be started "
+            f"({_first_line(error)}); expected a reachable master, and Java 17 or later here"
+        ) from error
+    zone = session.conf.get("spark.sql.session.timeZone")
+    try:
+        # Else a UTC day would begin at this machine's midnight.
+        session.conf.set("spark.sql.session.timeZone", "UTC")
+        yield SparkEngine(session, spill)
+    except (PySparkException, Py4JError) as error:
+        raise InputError(
+            f"the graph query failed on Spark ({_first_line(error)}); see Spark's log, and check "
+            "that it sees the log's and the store's folders under the same paths and has room "
+            "in memory and on disk"
+        ) from error
+    finally:
+        if running:
+            session.conf.set("spark.sql.session.timeZone", zone)
+        else:
+            session.stop()
+
+
+def _start(builder: Any, options: GraphOptions) -> Any:
+    builder = builder.appName("hiertcn item graph")
+    if options.spark_master.startswith(_CONNECT):
+        return builder.remote(options.spark_master).getOrCreate()
+    local = f"local[{options.threads or '*'}]"
+    builder = builder.master(options.spark_master or local)
+    if not options.spark_master:
+        builder = (
+            builder.config("spark.driver.memory", _java_size(options.memory_limit))
+            .config("spark.ui.enabled", "false")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.driver.host", "127.0.0.1")
+        )
+    return builder.getOrCreate()
+
+
+def _java_size(memory_limit: str) -> str:
+    """``4GB`` as Java writes it: ``4g``."""
+    match = _SIZE.fullmatch(memory_limit.strip())
+    if not match:
+        raise InputError(
+            f"memory_limit is {memory_limit!r}; expected a whole number and a unit, such as '4GB'"
+        )
+    return f"{match[1]}{match[2].lower()}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
