@@ -199,6 +199,10 @@ class WebPage:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         release = self._engine.release
+        ports: Sequence[int] = ()
+        # While a process starts again, its port is not known.
+        with contextlib.suppress(HiertcnError, OSError):
+            ports = self._metrics_ports()
         return web.json_response(
             {
                 "release": release.number,
@@ -206,7 +210,7 @@ class WebPage:
                 "items": len(release.items),
                 "users": len(release.snapshot.users),
                 "uptime_s": time.monotonic() - self._began,
-                **await live_figures(self._metrics, self._options.host, self._metrics_ports()),
+                **await live_figures(self._metrics, self._options.host, ports),
             }
         )
 
