@@ -1,9 +1,10 @@
 """Which release is served, and how it is changed without a failed or a mixed reply.
 
 Activation: files verified -> Triton loads the models -> every length bucket warm -> parts mapped
--> active users rebuilt aside (``warmer.py``) -> the pointer flips -> new requests take the new object. Until the last step nothing changes for
-anyone, and a failure anywhere leaves the old release serving. Requests under way keep the release
-they began with; its models stay loaded beside the new one's until the flip after next.
+-> active users rebuilt aside (``warmer.py``) -> the pointer flips -> new requests take the new
+object. Until the last step nothing changes for anyone, and a failure anywhere leaves the old
+release serving. Requests under way keep the release they began with; its models stay loaded beside
+the new one's until the flip after next.
 
 The repository's pointer is followed once a second, so a publisher on the same file system needs
 no call; a Triton that came back without its models gets them loaded again.

@@ -252,6 +252,26 @@ class ModelBatcher:
         """
         return self._gru.submit(release, (state, session_mean))
 
+    async def next_states(
+        self,
+        release: ServingRelease,
+        states: NDArray[np.float32],
+        session_means: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """The states after closed sessions of ``n`` users, in one call.
+
+        Args:
+            release: the release whose model to use.
+            states: float32 ``[n, layers, hidden]``, at most 1024.
+            session_means: float32 ``[n, dim]``.
+
+        Raises:
+            ServingError: the model does not answer in time.
+        """
+        return await self._timed(
+            GRU_STEP, release, ((STATE, states), (SESSION_MEAN, session_means))
+        )
+
     async def warm(self, release: ServingRelease, *, timeout_s: float = 60.0) -> None:
         """Run every length bucket and the GRU once, so no user pays for a first execution.
 

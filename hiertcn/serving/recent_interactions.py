@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.serving.event_log import EventLog, Position
 from hiertcn.serving.log_scan import ScannedInteractions, scan
+from hiertcn.serving.record import NEVER_US
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,13 @@ class RecentInteractions:
         self._chunks: deque[_Chunk] = deque([_Chunk()])
         self._first = 0
         self._end = 0
+        self._newest_us = NEVER_US
         self._lock = threading.Lock()
+
+    @property
+    def newest_us(self) -> int:
+        """Time of the newest interaction ever added, ``NEVER_US`` before the first."""
+        return self._newest_us
 
     @property
     def end(self) -> int:
@@ -104,6 +111,7 @@ class RecentInteractions:
                 if len(self._chunks[-1]) == _CHUNK:
                     self._chunks.append(_Chunk())
                 self._chunks[-1].add(item_id, timestamp_us)
+                self._newest_us = max(self._newest_us, timestamp_us)
             self._end += len(interactions)
             while self._end - self._first - len(self._chunks[0]) >= self._most:
                 self._first += len(self._chunks.popleft())
@@ -160,6 +168,7 @@ class RecentInteractions:
 
     def _add_arrays(self, item_ids: pa.ChunkedArray, timestamps_us: NDArray[np.int64]) -> None:
         with self._lock:
+            self._newest_us = max(self._newest_us, int(timestamps_us.max()))
             for first in range(0, len(timestamps_us), _CHUNK):
                 distinct = item_ids[first : first + _CHUNK].combine_chunks().dictionary_encode()
                 codes = distinct.indices.to_numpy().astype(np.intc)

@@ -111,6 +111,11 @@ class RecordStore(Protocol):
         """
         ...
 
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of disk that the records occupy; 0 for a server, which has its own limit."""
+        ...
+
     def __len__(self) -> int:
         """How many users have a record."""
         ...

@@ -204,6 +204,11 @@ class ValkeyStore:
         is_end = node == -1 or (not self._is_cluster and node == 1)
         return keys, b"" if is_end else b"%d:%d" % (node, following)
 
+    @property
+    def live_bytes(self) -> int:
+        """Not for us to bound: the server has ``maxmemory``."""
+        return 0
+
     def __len__(self) -> int:
         return sum(1 for _ in self._all_keys())
 

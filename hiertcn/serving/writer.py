@@ -53,6 +53,9 @@ class Applied(NamedTuple):
     known_item: bool
 
 
+_OfUser = LoggedInteraction | LoggedDeletion
+
+
 @dataclass(frozen=True)
 class _Commit:
     entries: Sequence[Entry]
@@ -63,10 +66,15 @@ class _Commit:
 class _KeepFold:
     key: bytes
     base_revision: int | None
-    record: UserRecord
+    record: UserRecord | None
 
 
-_Job = _Commit | _KeepFold | None
+@dataclass(frozen=True)
+class _Barrier:
+    future: "asyncio.Future[list[Applied]]"
+
+
+_Job = _Commit | _KeepFold | _Barrier | None
 
 
 class RecordWriter:
@@ -120,7 +128,7 @@ class RecordWriter:
 
     def _replay(self, until: Position) -> int:
         replayed = 0
-        chunk: list[Entry] = []
+        chunk: list[_OfUser] = []
         position = start = self._store.applied
         for end, entry in self._event_log.replay(start):
             if end > until:
@@ -169,6 +177,16 @@ class RecordWriter:
         """
         self._jobs.put(_KeepFold(key, base_revision, record))
 
+    def remove(self, key: bytes, base_revision: int) -> None:
+        """Remove a record that is not needed any more, unless it changed meanwhile."""
+        self._jobs.put(_KeepFold(key, base_revision, None))
+
+    async def caught_up(self) -> None:
+        """Wait until every job before this call is done."""
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Barrier(future))
+        await future
+
     def stop(self) -> None:
         """Finish the jobs in the queue, seal and export the log, sync the store."""
         if self._thread is not None:
@@ -186,22 +204,27 @@ class RecordWriter:
         while not stopping:
             commits: list[_Commit] = []
             folds: list[_KeepFold] = []
+            barriers: list[_Barrier] = []
             for job in self._gathered():
                 if isinstance(job, _Commit):
                     commits.append(job)
                 elif isinstance(job, _KeepFold):
                     folds.append(job)
+                elif isinstance(job, _Barrier):
+                    barriers.append(job)
                 else:
                     stopping = True
             try:
-                if commits:
-                    self._commit_group(commits)
                 if folds:
                     self._keep_folds(folds)
+                if commits:
+                    self._commit_group(commits)
                 if self._event_log.is_full:
                     self._rotate()
             except Exception:
                 _log.exception("the record writer met an error; it goes on with the next group")
+            if barriers:
+                self._resolve([(barrier.future, []) for barrier in barriers])
 
     def _gathered(self) -> list[_Job]:
         try:
@@ -256,8 +279,18 @@ class RecordWriter:
         self._loop.call_soon_threadsafe(_set_results, results)
 
     def _apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
-        if any(isinstance(entry, LoggedItem) for entry in entries):
-            return self._apply_with_items(entries, position)
+        of_users = [entry for entry in entries if not isinstance(entry, LoggedItem)]
+        applied = iter(self._apply_to_users(of_users, position))
+        results = []
+        for entry in entries:
+            if isinstance(entry, LoggedItem):
+                self._new_items.put(entry)
+                results.append(Applied(Outcome.ACCEPTED, known_item=True))
+            else:
+                results.append(next(applied))
+        return results
+
+    def _apply_to_users(self, entries: Sequence[_OfUser], position: Position) -> list[Applied]:
         release, bound = self._current()
         interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
         rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
@@ -297,22 +330,10 @@ class RecordWriter:
         )
         return [applied[place] for place in range(len(entries))]
 
-    def _apply_with_items(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
-        others = [entry for entry in entries if not isinstance(entry, LoggedItem)]
-        applied = iter(self._apply(others, position))
-        results = []
-        for entry in entries:
-            if isinstance(entry, LoggedItem):
-                self._new_items.put(entry)
-                results.append(Applied(Outcome.ACCEPTED, known_item=True))
-            else:
-                results.append(next(applied))
-        return results
-
     def _with_entry(
         self,
         record: UserRecord | None,
-        entry: Entry,
+        entry: _OfUser,
         row: int,
         release: ServingRelease,
         bound: JournalBound,
@@ -376,7 +397,7 @@ def _set_results(
             future.set_result(result)
 
 
-def _key(entry: Entry) -> bytes:
+def _key(entry: _OfUser) -> bytes:
     return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
 
 
