@@ -3,7 +3,7 @@
     python -m benchmarks.serving_guards --folder .serving_load [--json PATH]
 
 `hiertcn serve` with Triton, asked in turn with every guard; the figure is the time (user and
-system) of the serving process alone for a Recommend of 500 candidates, k = 20, at concurrency 32
+system) of the serving process alone for a Recommend of 500 candidates, k = 20, at concurrency 8
 on few connections, so neither the load nor what else runs on the machine counts. A TLS handshake
 is paid once a connection and is not in it.
 """
@@ -123,7 +123,7 @@ async def _ask(address: str, access: Access, bodies: list[bytes], requests: int)
         for number in left:
             await method(bodies[number % len(bodies)], timeout=30, metadata=metadata)
 
-    await asyncio.gather(*(one_after_the_other() for _ in range(32)))
+    await asyncio.gather(*(one_after_the_other() for _ in range(8)))
     await channel.close()
 
 
