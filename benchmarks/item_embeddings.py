@@ -114,7 +114,9 @@ def _summary(case: RetrievalCase, row: RowRanks, ours: RowRanks | None) -> dict[
 def _print_row(name: str, summary: Mapping[str, Any]) -> None:
     cells = [_interval(summary[column]) for column in COLUMNS]
     plain = summary["without popularity"]
-    cells += [_short(plain["hit rate@10"]), _short(plain["MRR"])]
+    # Without it "popularity" ties all items.
+    nothing = name == "popularity"
+    cells += ["–" if nothing else _short(plain[column]) for column in ("hit rate@10", "MRR")]
     cells.append(_interval(summary["ours minus it"]["MRR"]) if "ours minus it" in summary else "")
     shown = f"**{name}**" if name == OURS else name
     print(f"| {shown} | " + " | ".join(cells) + " |", flush=True)

@@ -58,7 +58,7 @@ def main() -> None:
             path = Path(folder) / name.replace(" ", "-")
             built = build_neighbor_index(table, path, exact_below=exact_below, vectors=vectors)
             index = NeighborIndex.open(path, table)
-            searches[name] = lambda asked, index=index: index.search(asked, _K)[1]
+            searches[name] = _search(index)
             exact_bytes = arguments.items * arguments.dim * 4
             rows[name] = {
                 "build_s": built.seconds,
@@ -77,6 +77,10 @@ def main() -> None:
     _show(arguments, rows)
     if arguments.json:
         write_json(arguments.json, {**vars(arguments), "json": None, "rows": rows})
+
+
+def _search(index: NeighborIndex) -> Search:
+    return lambda asked: index.search(asked, _K)[1]
 
 
 def _vectors(items: int, dim: int) -> NDArray[np.float32]:

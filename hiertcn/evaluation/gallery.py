@@ -116,7 +116,7 @@ def nearest(
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     wide = np.asarray(vectors, np.float32)
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = wide / np.where(lengths == 0, 1, lengths)
+    unit: NDArray[np.float32] = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
     return unit
 
 

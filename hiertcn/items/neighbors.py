@@ -87,7 +87,7 @@ class NeighborIndex:
                 f"the neighbour index at {directory} was built on another item table than "
                 f"{table.directory}; use the two of one release, or build the index again"
             )
-        index = None
+        index: Any = None
         if header["kind"] != "exact":
             index = _read_index(directory / INDEX_FILE, header)
         if header["kind"] == "ivf":
