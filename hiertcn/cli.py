@@ -77,6 +77,10 @@ def serve(
             show_default="<repository>/serving",
         ),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that answer on the port; one of them writes.", min=1),
+    ] = 1,
     models: Annotated[
         str,
         typer.Option(
@@ -191,6 +195,7 @@ def serve(
                 host=host,
                 port=port,
                 metrics_port=None if metrics_port == -1 else metrics_port,
+                workers=workers,
                 models=models,
                 item_memory=item_memory,
                 model_deadline_s=model_deadline_ms / 1000,

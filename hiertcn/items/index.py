@@ -239,7 +239,8 @@ def _as_large_strings(
                 "(integers in decimal)"
             )
         # Casting chunks one by one keeps 32-bit offsets from overflowing when they are joined.
-        array = array.cast(pa.large_string())
+        if array.type != pa.large_string():
+            array = array.cast(pa.large_string())
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:

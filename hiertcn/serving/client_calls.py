@@ -90,6 +90,8 @@ def channel_options() -> list[tuple[str, Any]]:
         ),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        # Clients of one process would share a connection, and with it one of a sidecar's workers.
+        ("grpc.use_local_subchannel_pool", 1),
     ]
 
 
@@ -111,6 +113,11 @@ def failure(error: Any, address: str) -> HiertcnError:
         return PermissionDeniedError(details)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadError(details)
+    if code == grpc.StatusCode.CANCELLED:
+        # Not this client's doing: gRPC drops the calls that it has no room for.
+        return OverloadError(
+            f"the sidecar at {address} has more calls waiting than it has room for; try again later"
+        )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"the sidecar at {address} did not answer in time ({details})")
     return ServingError(

@@ -169,7 +169,7 @@ class EventLog:
         if not path.exists():
             with whole_file(path) as aside:
                 aside.write_text(uuid.uuid4().hex)
-        return path.read_text()
+        return log_identity(self._directory)
 
     @property
     def position(self) -> Position:
@@ -375,6 +375,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def log_identity(directory: Path) -> str:
+    """The name of the log in a folder, which :attr:`EventLog.identity` has given it."""
+    return (directory / _IDENTITY).read_text()
+
+
+def segment_paths(directory: Path) -> list[tuple[int, Path]]:
+    """Number and file of each segment of the log in a folder, oldest first."""
+    return [(number, _segment_path(directory, number)) for number in _numbers(directory)]
 
 
 def _numbers(directory: Path) -> list[int]:

@@ -18,7 +18,7 @@ whatever arrives, the six hours before the clock stay.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,30 @@ class MinuteCounts:
         )
 
 
+class LiveLevels(NamedTuple):
+    """Items with any interaction, grouped by equal counts in every window.
+
+    Attributes:
+        counts: float32 ``[windows, levels]``.
+        rows: int64 ``[live]``, of one level after another.
+        offsets: int64 ``[levels + 1]``, where each level's rows begin.
+    """
+
+    counts: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def best(self, weights: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+        """Rows of the ``most`` items with the largest ``weights [windows] @ counts``."""
+        order = np.argsort(-(weights @ self.counts), kind="stable")
+        sizes = np.diff(self.offsets)[order]
+        levels = order[: int(np.searchsorted(np.cumsum(sizes), most)) + 1]
+        return np.concatenate(
+            [self.rows[self.offsets[level] : self.offsets[level + 1]] for level in levels.tolist()]
+            or [self.rows]
+        )[:most]
+
+
 @dataclass
 class LiveCountsAt:
     """The windows before one minute.
@@ -122,6 +146,7 @@ class LiveCountsAt:
     _rows: NDArray[np.int64] | None = None
     _counts_of_rows: NDArray[np.float32] | None = None
     _totals: NDArray[np.float32] | None = None
+    _levels: LiveLevels | None = None
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -144,6 +169,25 @@ class LiveCountsAt:
             self._totals = self.counts_of_rows.sum(axis=1)
         return self._totals
 
+    @property
+    def levels(self) -> LiveLevels:
+        """``rows`` grouped by equal counts; made once a minute, in about 0.1 us a row."""
+        if self._levels is None:
+            # Counts of a shorter window are no larger, so the last one bounds the number's digits.
+            base = int(self.counts[-1].max(initial=0.0)) + 1
+            keys = np.zeros(len(self.rows), np.int64)
+            for counts in self.counts_of_rows.astype(np.int64):
+                keys = keys * base + counts
+            order = np.argsort(keys, kind="stable")
+            found = keys[order]
+            starts = np.flatnonzero(np.diff(found, prepend=-1))
+            self._levels = LiveLevels(
+                counts=self.counts_of_rows[:, order[starts]],
+                rows=self.rows[order],
+                offsets=np.append(starts, len(order)),
+            )
+        return self._levels
+
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The counts of any rows, float32 ``[windows, n]``; 0 for items newer than the counts."""
         items = self.counts.shape[1]
@@ -155,7 +199,7 @@ class LiveCountsAt:
 
     def touch(self) -> None:
         """Note that the counts have changed."""
-        self._rows = self._counts_of_rows = self._totals = None
+        self._rows = self._counts_of_rows = self._totals = self._levels = None
 
 
 @dataclass

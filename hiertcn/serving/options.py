@@ -17,6 +17,7 @@ class SidecarOptions:
         host: address to listen on.
         port: gRPC port; 0 takes any free one.
         metrics_port: Prometheus port; 0 takes any free one, None serves no metrics.
+        workers: processes that answer on the port; one of them writes.
         models: where the models run: "triton", or "in-process" without one.
         item_memory: how the item table is held: "mapped" (shared with all processes, read when
             touched), "prefault" (shared, read in before the release serves) or "huge-pages"
@@ -61,13 +62,14 @@ class SidecarOptions:
     host: str = "127.0.0.1"
     port: int = 50051
     metrics_port: int | None = None
+    workers: int = 1
     models: str = "triton"
     item_memory: str = "mapped"
     model_deadline_s: float = 0.2
     batch_delay_s: float = 0.001
     max_batch: int = 64
     max_in_flight: int = 256
-    target_latency_s: float = 0.1
+    target_latency_s: float = 0.2
     journal_entries: int = 4096
     max_new_items: int = 100_000
     segment_bytes: int = 64 << 20
@@ -95,6 +97,7 @@ class SidecarOptions:
                 raise InputError(f"{name} is {value}; expected 0 to 65535")
         for name in (
             "model_deadline_s",
+            "workers",
             "max_batch",
             "max_in_flight",
             "target_latency_s",

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from hiertcn.errors import HiertcnError, InputError, ServingError
+from hiertcn.errors import DeadlineError, HiertcnError, InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.admission import Admission, MethodBound
 from hiertcn.serving.metrics import Metrics
@@ -79,6 +79,9 @@ def _unary(
     async def handle(request: Message | None, context: Any) -> Message:
         began = time.perf_counter()
         try:
+            left_s = context.time_remaining()
+            if left_s is not None and left_s <= 0:
+                raise DeadlineError("the call's deadline had passed before it was begun")
             with bound.admitted() if bound is not None else contextlib.nullcontext():
                 reply = await method(_checked(request, request_type), context)
         except (InputError, ServingError) as error:

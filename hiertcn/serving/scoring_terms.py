@@ -173,15 +173,12 @@ class RequestTerms:
         rows = self._memory_rows()
         if not self._terms.uses_live:
             return Support(rows, self._added(rows), self._dot)
-        live_rows = self._live.rows
-        mixed = self._live_weights @ self._live.counts_of_rows
-        if len(live_rows) > most_live:
-            best = np.argpartition(-mixed, most_live)[:most_live]
-            live_rows, mixed = live_rows[best], mixed[best]
-        only_live = ~np.isin(live_rows, rows)
+        live_rows = self._live.levels.best(self._live_weights, most_live)
+        only_live = live_rows[~np.isin(live_rows, rows)]
+        mixed = self._live_weights @ self._live.of(only_live)
         return Support(
-            np.concatenate([rows, live_rows[only_live]]),
-            np.concatenate([self._added(rows), self._log * np.log1p(mixed[only_live])]),
+            np.concatenate([rows, only_live]),
+            np.concatenate([self._added(rows), self._log * np.log1p(mixed)]),
             self._dot,
         )
 

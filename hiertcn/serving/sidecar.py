@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import gc
 import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -42,10 +44,13 @@ from hiertcn.serving.servicers import (
     ReleaseMethods,
 )
 from hiertcn.serving.store_opening import open_store
+from hiertcn.serving.sweeper import Sweeper
 from hiertcn.serving.tracing import Tracing
 from hiertcn.serving.triton_models import TritonModels
 from hiertcn.serving.validation import wall_clock_us
+from hiertcn.serving.warmer import Warmer
 from hiertcn.serving.writer import RecordWriter
+from hiertcn.serving.writer_door import fold_handler, writer_url
 
 _log = logging.getLogger(__name__)
 
@@ -57,17 +62,30 @@ class Sidecar:
         port: the gRPC port bound.
         metrics_port: the Prometheus port bound, or None.
         metrics: the counters.
+        store: the user records.
+        sweeper: folds and forgets in the background.
+        warmer: rebuilds active users for a new release.
         ui_url: where the web page is, or None.
+        further_metrics_ports: gives the Prometheus ports of this sidecar's other processes.
     """
 
-    def __init__(self, options: SidecarOptions) -> None:
+    def __init__(self, options: SidecarOptions, door: Path | None = None) -> None:
+        """Take the options.
+
+        Args:
+            options: how to run.
+            door: folder, private to this user, for the socket that the sidecar's other processes
+                come through (``reader.py``); None where it has no others.
+        """
         self._options = options
+        self._door = door
         self._parts = contextlib.AsyncExitStack()
         self._activation: Activation | None = None
         self.metrics = Metrics()
         self.port = options.port
         self.metrics_port = options.metrics_port
         self.ui_url: str | None = None
+        self.further_metrics_ports: Callable[[], Sequence[int]] = tuple
         self._probes = Probes()
 
     @property
@@ -115,12 +133,7 @@ class Sidecar:
             )
         access = AccessControl(options)
         server = self._bind(self._interceptors(access))
-        if options.metrics_port is not None:
-            probes = self._probes = Probes(asyncio.get_running_loop())
-            endpoint = self.metrics.serve(options.host, options.metrics_port, probes)
-            self._parts.callback(endpoint.stop)
-            self.metrics_port = endpoint.port
-
+        self._serve_metrics()
         log = EventLog.open(
             options.state_dir / "log",
             segment_bytes=options.segment_bytes,
@@ -132,15 +145,10 @@ class Sidecar:
         self._parts.callback(store.close)
 
         inference, control = self._served_models(repository)
-        models = ModelBatcher(
-            inference,
-            self.metrics,
-            max_batch=options.max_batch,
-            max_delay_s=options.batch_delay_s,
-            deadline_s=options.model_deadline_s,
-        )
+        models = self._model_batcher(inference)
         new_items = NewItems(options.max_new_items)
         await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, log)
+        self.metrics.new_items.set_function(lambda: len(new_items))
         upserts = ItemUpserts(new_items, inference)
         recent = RecentInteractions()
         activation = Activation(
@@ -188,17 +196,54 @@ class Sidecar:
             max_delay_s=options.batch_delay_s,
         )
         self._parts.callback(engine.close)
+        self.store = store
+        self.warmer = Warmer(store, writer, models, recent, self.metrics, options.state_dir)
+        self._parts.push_async_callback(self.warmer.close)
+        activation.warmer = self.warmer
+        self.sweeper = Sweeper(
+            store,
+            writer,
+            models,
+            activation.current_with_bound,
+            recent,
+            self.metrics,
+            user_ttl_s=options.user_ttl_s,
+            limit_bytes=options.store_limit_bytes,
+        )
+        sweeping = asyncio.create_task(self.sweeper.run())
+        self._parts.push_async_callback(cancelled, sweeping)
         watching = asyncio.create_task(activation.watch())
-        self._parts.push_async_callback(_cancelled, watching)
+        self._parts.push_async_callback(cancelled, watching)
         admission = Admission(
             options.max_in_flight, self.metrics, target_s=options.target_latency_s
         )
-        await self._answer(server, engine, repository, activation, admission)
+        handlers = await self._answer(server, engine, repository, activation, admission)
+        if self._door is not None:
+            await self._open_door(self._door, (*handlers, fold_handler(writer)))
         await self._show(engine, access, admission)
         # What lives until the end need not be traversed by every later collection.
         gc.collect()
         gc.freeze()
         _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
+
+    def _serve_metrics(self) -> None:
+        options = self._options
+        if options.metrics_port is None:
+            return
+        probes = self._probes = Probes(asyncio.get_running_loop())
+        endpoint = self.metrics.serve(options.host, options.metrics_port, probes)
+        self._parts.callback(endpoint.stop)
+        self.metrics_port = endpoint.port
+
+    def _model_batcher(self, inference: Inference) -> ModelBatcher:
+        options = self._options
+        return ModelBatcher(
+            inference,
+            self.metrics,
+            max_batch=options.max_batch,
+            max_delay_s=options.batch_delay_s,
+            deadline_s=options.model_deadline_s,
+        )
 
     def _served_models(self, repository: ReleaseRepository) -> tuple[Inference, ModelControl]:
         if self._options.models == "in-process":
@@ -228,8 +273,16 @@ class Sidecar:
         server = grpc.aio.server(
             interceptors=interceptors,
             options=[
-                # Without this two sidecars would share a port and each miss half the requests.
-                ("grpc.so_reuseport", 0),
+                # Two sidecars must not share a port, or each would miss half the requests; the
+                # processes of one sidecar must.
+                ("grpc.so_reuseport", int(options.workers > 1)),
+                # gRPC takes up one call at a time. Without these, calls that nobody waits for any
+                # more pile up before it under overload, and are all that it ever takes up.
+                ("grpc.server.max_pending_requests", max(64, options.max_in_flight // 4)),
+                (
+                    "grpc.server.max_pending_requests_hard_limit",
+                    max(128, options.max_in_flight // 2),
+                ),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
             ],
@@ -257,15 +310,14 @@ class Sidecar:
         repository: ReleaseRepository,
         activation: Activation,
         admission: Admission,
-    ) -> None:
+    ) -> tuple[Any, ...]:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        server.add_generic_rpc_handlers(
-            (
-                service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics, admission),
-                service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
-            )
+        handlers = (
+            service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics, admission),
+            service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
         )
+        server.add_generic_rpc_handlers(handlers)
         reflection.enable_server_reflection(
             (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
@@ -276,6 +328,20 @@ class Sidecar:
         self._parts.push_async_callback(checks.enter_graceful_shutdown)
         self._parts.callback(setattr, self._probes, "is_ready", False)
         self._probes.is_ready = True
+        return handlers
+
+    async def _open_door(self, door: Path, handlers: Sequence[Any]) -> None:
+        """Answer the other processes of this sidecar; they have let the callers in."""
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._options.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+        server.add_generic_rpc_handlers(tuple(handlers))
+        server.add_insecure_port(writer_url(door))
+        await server.start()
+        self._parts.push_async_callback(server.stop, self._options.drain_s)
 
     async def _show(self, engine: Engine, access: AccessControl, admission: Admission) -> None:
         if self._options.ui_port is None:
@@ -284,13 +350,21 @@ class Sidecar:
         require("aiohttp", "ui", "--ui")
         from hiertcn.serving.ui.server import WebPage
 
-        page = WebPage(self._options, engine, self.metrics, access, admission)
+        page = WebPage(
+            self._options,
+            engine,
+            self.metrics,
+            access,
+            admission,
+            lambda: self.further_metrics_ports(),
+        )
         await page.start()
         self._parts.push_async_callback(page.stop)
         self.ui_url = page.url
 
 
-async def _cancelled(task: "asyncio.Task[None]") -> None:
+async def cancelled(task: "asyncio.Task[None]") -> None:
+    """Cancel a task and wait for its end."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -1,10 +1,27 @@
 """Opens the store of user records that the options name."""
 
-from hiertcn.serving.event_log import EventLog
+from hiertcn.serving.event_log import EventLog, log_identity
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.store import RecordStore
 from hiertcn.serving.store_lmdb import LmdbStore
 from hiertcn.serving.store_valkey import ValkeyStore
+
+
+def open_to_read(options: SidecarOptions) -> RecordStore:
+    """The store of a sidecar whose writing process has opened it before.
+
+    Raises:
+        InputError: there is none, or the server refuses the login.
+        ServingError: the server cannot be reached.
+    """
+    if not options.store:
+        return LmdbStore(options.state_dir / "store", read_only=True)
+    return ValkeyStore(
+        options.store,
+        log_identity(options.state_dir / "log"),
+        state_dtype=options.state_dtype,
+        user_ttl_s=options.user_ttl_s,
+    )
 
 
 def open_store(options: SidecarOptions, log: EventLog) -> RecordStore:

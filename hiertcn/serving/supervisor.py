@@ -10,17 +10,20 @@ import contextlib
 import logging
 import os
 import signal
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hiertcn.errors import HiertcnError
 from hiertcn.files import write_json
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.options import ServeOptions
+from hiertcn.serving.options import ServeOptions, SidecarOptions
 from hiertcn.serving.preflight import check_before_starting
 
 if TYPE_CHECKING:
     from hiertcn.serving.triton import TritonServer
+    from hiertcn.serving.worker_processes import WorkerProcesses
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +58,17 @@ async def _serve(options: ServeOptions) -> None:
             triton = await asyncio.to_thread(_started_triton, options)
             parts.push_async_callback(asyncio.to_thread, triton.stop)
             url = triton.grpc_url
-        sidecar = Sidecar(replace(options.sidecar, triton_url=url or ""))
+        running = replace(options.sidecar, triton_url=url or "")
+        door = _private_folder(parts) if running.workers > 1 else None
+        sidecar = Sidecar(running, door)
         await sidecar.start()
         parts.push_async_callback(sidecar.stop)
+        workers = await _started_workers(replace(running, port=sidecar.port), door)
+        if workers is not None:
+            # They stop first: what they pass on while they drain needs the one that writes.
+            parts.push_async_callback(workers.stop)
+            started = workers
+            sidecar.further_metrics_ports = lambda: started.metrics_ports
         if triton is not None:
             keeping = asyncio.create_task(_keep_alive(triton))
             parts.callback(keeping.cancel)
@@ -75,12 +86,32 @@ async def _serve(options: ServeOptions) -> None:
                 "triton_grpc": url,
                 "triton_http": triton.http_url if triton is not None else None,
                 "release": sidecar.release,
+                "workers": [os.getpid(), *(workers.pids if workers is not None else ())],
+                "worker_metrics": [
+                    f"http://{running.host}:{port}/metrics"
+                    for port in (workers.metrics_ports if workers is not None else ())
+                ],
             },
         )
         parts.callback((state_dir / SERVING_FILE).unlink, missing_ok=True)
         _log.info("ready; where everything is says %s", state_dir / SERVING_FILE)
         await stopping.wait()
         _log.info("stopping: no new requests, those in flight finish")
+
+
+def _private_folder(parts: contextlib.AsyncExitStack) -> Path:
+    # In the state folder a socket's path could be longer than the 107 bytes that Linux allows.
+    return Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="hiertcn-")))
+
+
+async def _started_workers(options: SidecarOptions, door: Path | None) -> "WorkerProcesses | None":
+    if door is None:
+        return None
+    from hiertcn.serving.worker_processes import WorkerProcesses
+
+    workers = WorkerProcesses(options, door, count=options.workers - 1)
+    await workers.start()
+    return workers
 
 
 def _started_triton(options: ServeOptions) -> "TritonServer":

@@ -1,0 +1,235 @@
+"""A further process of a sidecar, on the same port: it ranks, and passes on what changes things.
+
+It reads the record store that the writing process keeps in LMDB, follows the event log for the live
+counts and new items, and follows the release pointer like any sidecar. It shares the item table and
+the snapshots with the other processes through the page cache. New items and live counts of the last
+half second may be missing here.
+
+    python -m hiertcn.serving.reader OPTIONS.json
+
+starts one; ``worker_processes.py`` does.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hiertcn.errors import HiertcnError
+from hiertcn.files import read_json, write_json
+from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.activation import Activation
+from hiertcn.serving.admission import Admission
+from hiertcn.serving.engine import Engine
+from hiertcn.serving.forwarding import forwarding_handlers
+from hiertcn.serving.item_upserts import ItemUpserts
+from hiertcn.serving.log_tail import LogTail
+from hiertcn.serving.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.recent_interactions import RecentInteractions
+from hiertcn.serving.rpc import method_handlers
+from hiertcn.serving.security import AccessControl
+from hiertcn.serving.servicers import RECOMMENDER, RELEASES, RecommenderMethods
+from hiertcn.serving.sidecar import Sidecar, cancelled
+from hiertcn.serving.store import RecordStore
+from hiertcn.serving.store_opening import open_to_read
+from hiertcn.serving.validation import wall_clock_us
+from hiertcn.serving.writer_door import RemoteWriter, writer_url
+
+_log = logging.getLogger(__name__)
+
+_FOLLOW_S: Final = 0.5
+_RANKS: Final = ("Recommend",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderOptions:
+    """How a reading process runs.
+
+    Attributes:
+        sidecar: options of the writing process, with the port that it bound.
+        door: folder of the writing process's socket.
+        ready: file that is written when the process answers.
+    """
+
+    sidecar: SidecarOptions
+    door: Path
+    ready: Path
+
+    def save(self, path: Path) -> None:
+        """Write the options as JSON."""
+        plain = {
+            field.name: str(value) if isinstance(value, Path) else value
+            for field in fields(self.sidecar)
+            for value in (getattr(self.sidecar, field.name),)
+        }
+        write_json(path, {"sidecar": plain, "door": str(self.door), "ready": str(self.ready)})
+
+    @classmethod
+    def load(cls, path: Path) -> "ReaderOptions":
+        """Read what :meth:`save` wrote."""
+        found = read_json(path)
+        paths = {field.name for field in fields(SidecarOptions) if "Path" in str(field.type)}
+        return cls(
+            sidecar=SidecarOptions(
+                **{
+                    name: Path(value) if name in paths and value is not None else value
+                    for name, value in found["sidecar"].items()
+                }
+            ),
+            door=Path(found["door"]),
+            ready=Path(found["ready"]),
+        )
+
+
+class Reader(Sidecar):
+    """A sidecar that writes nothing."""
+
+    def __init__(self, options: ReaderOptions) -> None:
+        super().__init__(options.sidecar)
+        self._writer_url = writer_url(options.door)
+
+    async def _start(self) -> None:
+        options = self._options
+        repository = ReleaseRepository(options.repository)
+        access = AccessControl(options)
+        self._serve_metrics()
+        store = await asyncio.to_thread(open_to_read, options)
+        self._parts.callback(store.close)
+        channel = grpc.aio.insecure_channel(self._writer_url, options=_CHANNEL)
+        self._parts.push_async_callback(channel.close)
+        inference, control = self._served_models(repository)
+        models = self._model_batcher(inference)
+        recent = RecentInteractions()
+        new_items = NewItems(options.max_new_items)
+        upserts = ItemUpserts(new_items, inference)
+        applied = await asyncio.to_thread(getattr, store, "applied")
+        tail = LogTail(options.state_dir / "log", applied)
+        await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, tail)
+        activation = Activation(
+            repository,
+            control,
+            inference,
+            models,
+            self.metrics,
+            recent,
+            upserts,
+            journal_entries=options.journal_entries,
+        )
+        self._parts.callback(activation.close)
+        await activation.start()
+        self._activation = activation
+        release, bound = activation.current_with_bound()
+        await asyncio.to_thread(recent.fill, tail, tail.position, bound.oldest_watermark_us)
+        await asyncio.to_thread(release.live.at, wall_clock_us())
+        self.metrics.watch_live(lambda: activation.current.live)
+        engine = Engine(
+            lambda: activation.current,
+            store,
+            RemoteWriter(channel),
+            models,
+            self.metrics,
+            upserts,
+            max_batch=options.max_batch,
+            max_delay_s=options.batch_delay_s,
+        )
+        self._parts.callback(engine.close)
+        for following in (activation.watch(), self._follow(tail, store, recent, upserts)):
+            self._parts.push_async_callback(cancelled, asyncio.create_task(following))
+        # Bound last: the kernel gives a listening process its share of the callers at once.
+        server = self._bind(self._interceptors(access))
+        await self._answer_reads(server, engine, channel)
+        gc.collect()
+        gc.freeze()
+
+    async def _follow(
+        self, tail: LogTail, store: RecordStore, recent: RecentInteractions, upserts: ItemUpserts
+    ) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            try:
+                applied = await asyncio.to_thread(getattr, store, "applied")
+                if applied != tail.position:
+                    interactions, items = await asyncio.to_thread(tail.read, applied)
+                    recent.add(interactions)
+                    for item in items:
+                        upserts.new_items.put(item)
+                assert self._activation is not None
+                release = self._activation.current
+                if not upserts.is_complete(release):
+                    with release.held():
+                        await upserts.bring_up(release)
+            except HiertcnError as error:
+                _log.error("following the writing process failed: %s", error)
+            except Exception:
+                _log.exception("following the writing process failed; trying again")
+
+    async def _answer_reads(self, server: Any, engine: Engine, channel: Any) -> None:
+        admission = Admission(
+            self._options.max_in_flight, self.metrics, target_s=self._options.target_latency_s
+        )
+        methods = RecommenderMethods(engine)
+        handlers = {
+            **forwarding_handlers(RECOMMENDER, channel, but=_RANKS),
+            **method_handlers(RECOMMENDER, methods, self.metrics, admission, only=_RANKS),
+        }
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(RECOMMENDER, handlers),
+                grpc.method_handlers_generic_handler(
+                    RELEASES, forwarding_handlers(RELEASES, channel)
+                ),
+            )
+        )
+        reflection.enable_server_reflection(
+            (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        for name in ("", RECOMMENDER, RELEASES):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        self._parts.push_async_callback(server.stop, self._options.drain_s)
+        self._parts.push_async_callback(checks.enter_graceful_shutdown)
+
+
+_CHANNEL: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+async def _serve(options: ReaderOptions) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as parts:
+        reader = Reader(options)
+        await reader.start()
+        parts.push_async_callback(reader.stop)
+        write_json(options.ready, {"metrics_port": reader.metrics_port})
+        await stopping.wait()
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    asyncio.run(_serve(ReaderOptions.load(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
