@@ -20,7 +20,7 @@ from hiertcn.errors import OverloadError
 from hiertcn.serving.metrics import Metrics
 
 _WINDOW_S: Final = 0.1
-_LEAST: Final = 8
+_LEAST: Final = 32
 _SHRINKS_BY: Final = 0.75
 _GROWS_BY: Final = 1.1
 _BY_LATENCY: Final = ("Recommend",)
@@ -102,7 +102,7 @@ class Admission:
         target_s: mean seconds a recommendation may take before fewer are let in.
     """
 
-    def __init__(self, most: int, metrics: Metrics, *, target_s: float = 0.1) -> None:
+    def __init__(self, most: int, metrics: Metrics, *, target_s: float = 0.2) -> None:
         self._most = most
         self._metrics = metrics
         self._target_s = target_s

@@ -8,8 +8,6 @@ and the reply's way back. When the models have not answered by then, a simpler r
 import time
 from typing import Any, Final
 
-from hiertcn.errors import DeadlineError
-
 _KEPT_SHARE: Final = 0.25
 _MOST_KEPT_S: Final = 0.02
 
@@ -20,15 +18,10 @@ def models_until(deadline_ms: int, context: Any) -> float | None:
     Args:
         deadline_ms: the request's own deadline, 0 for none.
         context: the gRPC call, which may have one too.
-
-    Raises:
-        DeadlineError: the call's deadline has passed.
     """
     left_s: float | None = context.time_remaining()
     if deadline_ms and (left_s is None or deadline_ms / 1000 < left_s):
         left_s = deadline_ms / 1000
     if left_s is None:
         return None
-    if left_s <= 0:
-        raise DeadlineError("the call's deadline has passed before it was begun")
     return time.monotonic() + left_s - min(_KEPT_SHARE * left_s, _MOST_KEPT_S)

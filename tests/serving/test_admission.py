@@ -47,12 +47,12 @@ def overloaded(
 @pytest.mark.parametrize("times", [0.8, 5.0])
 def test_answers_stay_in_time_whatever_is_asked(per_second, times):
     clock = Clock()
-    bound = MethodBound(256, target_s=0.1, clock=clock)
+    bound = MethodBound(256, target_s=0.2, clock=clock)
     answered, refused = overloaded(
         bound, clock, per_second=per_second, asked=times * per_second, seconds=20
     )
     late = [latency for latency, when in answered if when > 5]
-    assert sorted(late)[int(0.99 * len(late))] < 0.3
+    assert sorted(late)[int(0.99 * len(late))] < 0.4
     goodput = len(late) / 15 / per_second
     assert goodput > 0.75 if times < 1 else goodput > 0.95
     if times < 1:
@@ -77,7 +77,7 @@ def test_the_bound_comes_back_when_answers_are_fast_again():
     for _ in range(40):
         with bound.admitted():
             clock.now += 0.5
-    assert bound.bound == 8
+    assert bound.bound == 32
     for _ in range(3000):
         with bound.admitted():
             clock.now += 0.002
