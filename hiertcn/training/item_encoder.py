@@ -3,12 +3,14 @@
 Pairs of neighbors attract, sampled items repel. A share of the edges is held out of the graph
 *and* of the walks that make its neighborhoods; after each epoch the encoder is asked for them
 (``item_hit_rate``), and the weights of the best epoch are kept. Item features, where given, and
-popularity are measured by the same question, so the summary says what training added.
+popularity are measured by the same question, so the summary says what training added. Then a few
+epochs on the whole graph teach the best weights the held-out edges too: drawn by weight, 1% of the
+pairs may be a third of all co-interactions.
 
 Minibatches compute blocks, so memory depends on the batch. Loss, negatives and curve are written
 with the weights; after every epoch a checkpoint from which a killed run continues with the very
-draws it would have made. Cost: about 0.07 s of CPU a step with 512 pairs, 64 dimensions and 10
-neighbors, plus one layer-wise inference an epoch.
+draws it would have made (the epochs on the whole graph start over). Cost: about 0.07 s of CPU a
+step with 512 pairs, 64 dimensions and 10 neighbors, plus one layer-wise inference an epoch.
 
 Not done here: training on several machines.
 """
@@ -16,7 +18,7 @@ Not done here: training on several machines.
 import hashlib
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +52,8 @@ from hiertcn.training.optimizers import Optimizers
 CURVE_FILE: Final = "curve.json"
 
 _MAX_GRADIENT_NORM: Final = 5.0
+_FINAL_LR: Final = 0.5
+"""Of the learning rate, where the epochs on the whole graph begin."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +72,8 @@ def train_item_encoder(
     Args:
         encoder: see ``models.graphsage.GraphSAGE``.
         features: of all items; None if they have none.
-        neighborhoods: of ``csr``; only their options are used, as training walks on the graph
-            without its held-out edges.
+        neighborhoods: of ``csr``; while edges are held out, training walks on the graph without
+            them with the same options.
         csr: the item graph.
         output: folder for ``config.json``, ``model.safetensors`` and ``curve.json``; holds
             a checkpoint while training runs.
@@ -91,7 +95,13 @@ def train_item_encoder(
         most=options.max_validation_edges,
         seed=options.seed,
     )
-    training = EncoderTraining(encoder, features, neighborhoods, held, options)
+    training = EncoderTraining(
+        encoder,
+        features,
+        walk_neighborhoods(held.training, neighborhoods.options),
+        held,
+        options,
+    )
     fingerprint = _fingerprint(encoder, features, neighborhoods, csr, options, warm_start)
     progress = resume(output, encoder, training.optimizer, fingerprint)
     resumed = progress.epochs if progress else 0
@@ -110,12 +120,15 @@ def train_item_encoder(
         training.run_epoch(progress)
         save_progress(output, encoder, training.optimizer, progress, fingerprint)
     encoder.load_state_dict(progress.best)
+    measured = training.measure()
+    if len(held.queries) and progress.steps:
+        _finish_on_whole_graph(encoder, features, neighborhoods, csr, options)
     encoder.eval()
     summary = ItemEncoderSummary(
         train_loss=progress.train_loss,
         validation_hit_rate=progress.validation_hit_rate,
         best_epoch=progress.best_epoch,
-        hit_rate=training.measure(),
+        hit_rate=measured,
         baseline_hit_rates=_baselines(features, held),
         held_out_edges=len(held.queries),
         steps=progress.steps,
@@ -142,7 +155,7 @@ class EncoderTraining:
     Args:
         encoder: see ``models.graphsage.GraphSAGE``.
         features: of all items; None if they have none.
-        neighborhoods: only their options are used, to walk on the graph that is trained on.
+        neighborhoods: of the graph that is trained on.
         held: the graph that is trained on, and what is asked of it.
         options: see :class:`ItemEncoderOptions`.
     """
@@ -157,8 +170,8 @@ class EncoderTraining:
     ) -> None:
         self.encoder, self.features, self.held, self.options = encoder, features, held, options
         self.optimizer = _optimizer(encoder)
-        self.neighborhoods = walk_neighborhoods(held.training, neighborhoods.options)
-        self.builder = BlockBuilder(self.neighborhoods)
+        self.neighborhoods = neighborhoods
+        self.builder = BlockBuilder(neighborhoods)
         edges = len(held.training.indices)
         self.epoch_steps = math.ceil(edges / options.batch)
         if options.steps_per_epoch:
@@ -271,6 +284,27 @@ class EncoderTraining:
         uniform = self.options.negatives / self.held.training.items
         expected = self.options.batch * self.sampler.positive_shares[candidates] + uniform
         return torch.from_numpy(np.log(expected).astype(np.float32))
+
+
+def _finish_on_whole_graph(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    csr: CSR,
+    options: ItemEncoderOptions,
+) -> None:
+    if not options.final_epochs:
+        return
+    nothing = np.empty(0, np.int64)
+    more = replace(options, epochs=options.final_epochs, lr=options.lr * _FINAL_LR)
+    training = EncoderTraining(
+        encoder, features, neighborhoods, HeldOutEdges(csr, nothing, nothing), more
+    )
+    encoder.train()
+    steps = training.planned_steps
+    rng = np.random.default_rng([options.seed, 2])
+    for step in tqdm(range(steps), desc="item encoder, whole graph", unit="step", mininterval=2):
+        training.step(step, rng, options.hard_negatives)
 
 
 def _optimizer(encoder: ItemEncoder) -> Optimizers:

@@ -16,7 +16,8 @@ class ItemEncoderOptions:
     Attributes:
         epochs: most passes; an epoch draws as many pairs as the graph has edges, in at most
             ``steps_per_epoch`` steps (0: no limit).
-        max_steps: most optimizer steps in all (0: no limit).
+        max_steps: most optimizer steps with edges held out, and again of the final epochs (0: no
+            limit).
         batch: pairs a step.
         lr: Adam's learning rate; it falls to a tenth along a half cosine over the planned steps.
         loss: ``softmax``, ``nce`` (HierTCN Eq. 19) or ``max_margin`` (PinSage).
@@ -32,6 +33,8 @@ class ItemEncoderOptions:
         margin: of ``max_margin``.
         weight_power: pairs are drawn in proportion to edge weight to this power.
         patience: epochs without a better hit rate before training stops.
+        final_epochs: epochs on the whole graph, after the best epoch was found without the
+            held-out edges; 0 for none.
         validation_share: share of the item pairs held out; ``max_validation_edges`` at most.
         seed: of weights' draws, pairs and held-out edges.
     """
@@ -47,10 +50,11 @@ class ItemEncoderOptions:
     hard_negatives: int = 0
     hard_ranks: tuple[int, int] = RANKS
     negatives_weight: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 0.05
     margin: float = 0.3
-    weight_power: float = 0.5
+    weight_power: float = 1.0
     patience: int = 3
+    final_epochs: int = 2
     validation_share: float = 0.05
     max_validation_edges: int = 5_000
     seed: int = 0
@@ -59,7 +63,13 @@ class ItemEncoderOptions:
         for name in ("epochs", "batch", "negatives", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("steps_per_epoch", "max_steps", "hard_negatives", "max_validation_edges"):
+        for name in (
+            "steps_per_epoch",
+            "max_steps",
+            "hard_negatives",
+            "final_epochs",
+            "max_validation_edges",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("lr", "temperature", "negatives_weight"):
@@ -81,7 +91,8 @@ class ItemEncoderSummary:
     Attributes:
         train_loss: mean loss per epoch; ``validation_hit_rate`` after each, None if unmeasured.
         best_epoch: 1-based epoch whose weights were kept; 0 if none was trained.
-        hit_rate: hit rate@10 on the held-out edges with the kept weights.
+        hit_rate: hit rate@10 on the held-out edges with the kept weights, before they were taught
+            those edges.
         baseline_hit_rates: the same question put to ``features`` (cosine, if any), ``popularity``
             (weighted degree) and ``random`` vectors.
         held_out_edges: edges asked for.

@@ -15,7 +15,7 @@ from hiertcn.training.item_batches import adjacency, feature_tensors
 from hiertcn.training.item_encoder import train_item_encoder
 from hiertcn.training.item_encoder_options import ItemEncoderOptions
 from hiertcn.training.item_hard_negatives import HardNegatives
-from hiertcn.training.item_hit_rate import answer_ranks
+from hiertcn.training.item_hit_rate import answer_ranks, hit_rate
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_pairs import HeldOutEdges, PairSampler, hold_out_edges
 from models import graphsage
@@ -96,6 +96,20 @@ def test_the_encoder_learns_what_random_vectors_do_not_know(loss, tmp_path):
     ]
     curve = json.loads((tmp_path / "curve.json").read_text())
     assert curve["hit_rate"] == summary.hit_rate
+
+
+def test_the_final_epochs_teach_the_held_out_edges_without_being_measured(tmp_path):
+    csr = communities(groups=25)
+    found = {}
+    for final in (0, 4):
+        options = replace(OPTIONS, validation_share=0.1, final_epochs=final)
+        encoder, neighborhoods, summary = train(csr, tmp_path / str(final), options=options)
+        held = hold_out_edges(csr, share=0.1, most=5_000, seed=OPTIONS.seed)
+        vectors = embed_items(encoder, None, neighborhoods)
+        found[final] = summary.hit_rate, hit_rate(vectors, held)
+        assert summary.steps == 60
+    assert found[0][0] == found[4][0]
+    assert found[4][1] > found[0][1]
 
 
 def test_layer_wise_inference_equals_minibatch_inference(tmp_path):
@@ -311,7 +325,7 @@ def test_hard_negatives_come_one_more_each_epoch(tmp_path, monkeypatch):
         return pairs
 
     monkeypatch.setattr(PairSampler, "draw", count)
-    options = replace(OPTIONS, epochs=4, steps_per_epoch=2, hard_negatives=2)
+    options = replace(OPTIONS, epochs=4, steps_per_epoch=2, hard_negatives=2, final_epochs=0)
     train(communities(), tmp_path, options=options)
     assert asked == [0, 0, 1, 1, 2, 2, 2, 2]
 
