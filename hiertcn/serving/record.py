@@ -19,7 +19,7 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ _REVISION: Final = struct.Struct("<I")
 REVISION_AT: Final = 52
 """Where a record's bytes hold its revision, uint32, for stores that compare it themselves."""
 _LATE: Final = 1
+_STORED: Final = "_stored"
+_F2, _F4, _I4, _I8 = (np.dtype(name) for name in ("<f2", "<f4", "<i4", "<i8"))
 
 
 class CorruptRecordError(HiertcnError):
@@ -68,7 +70,19 @@ class Journal:
     id_text: bytes
 
     def __len__(self) -> int:
-        return len(self.timestamps_us)
+        stored = self.__dict__.get(_STORED)
+        return stored[2] if stored is not None else len(self.timestamps_us)
+
+    def __getattr__(self, name: str) -> Any:
+        # A stored journal is decoded when first looked into: most reads of a record need none.
+        stored = self.__dict__.get(_STORED)
+        if stored is not None:
+            self.__dict__.update(_decoded_journal(*stored))
+            self.__dict__.pop(_STORED, None)
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -257,15 +271,20 @@ def decode(stored: bytes) -> UserRecord:
             f"a user record has format {version}; expected {_FORMAT} or {_HALF_STATE}"
         )
     at = _HEADER.size
-    kept = np.frombuffer(stored, "<f2" if version == _HALF_STATE else "<f4", layers * hidden, at)
+    kept = np.frombuffer(stored, _F2 if version == _HALF_STATE else _F4, layers * hidden, at)
     at += kept.nbytes
-    state = kept.astype(np.float32, copy=False).reshape(layers, hidden)
-    history_timestamps_us = np.frombuffer(stored, "<i8", remembered, at)
+    state = (kept if kept.dtype == np.float32 else kept.astype(np.float32)).reshape(layers, hidden)
+    history_timestamps_us = np.frombuffer(stored, _I8, remembered, at)
     at += history_timestamps_us.nbytes
-    history_item_rows = np.frombuffer(stored, "<i4", remembered, at)
+    history_item_rows = np.frombuffer(stored, _I4, remembered, at)
     at += history_item_rows.nbytes
-    journal = _decode_journal(stored, at, entries, text_bytes) if entries else EMPTY_JOURNAL
-    return UserRecord(
+    journal = EMPTY_JOURNAL
+    if entries:
+        journal = object.__new__(Journal)
+        journal.__dict__[_STORED] = stored, at, entries, text_bytes
+    # Past the frozen class's own setter, which would take longer than all of the above.
+    record = object.__new__(UserRecord)
+    record.__dict__.update(
         release=NO_RELEASE if version == _WITHOUT_HISTORY else release,
         revision=revision,
         watermark_us=watermark_us,
@@ -277,6 +296,7 @@ def decode(stored: bytes) -> UserRecord:
         history_timestamps_us=history_timestamps_us,
         journal=journal,
     )
+    return record
 
 
 def stored_revision(stored: bytes) -> int | None:
@@ -289,7 +309,7 @@ def stored_revision(stored: bytes) -> int | None:
     return revision
 
 
-def _decode_journal(stored: bytes, at: int, entries: int, text_bytes: int) -> Journal:
+def _decoded_journal(stored: bytes, at: int, entries: int, text_bytes: int) -> dict[str, Any]:
     timestamps_us = np.frombuffer(stored, "<i8", entries, at)
     at += timestamps_us.nbytes
     keys = np.frombuffer(stored, "<u8", entries, at)
@@ -302,11 +322,11 @@ def _decode_journal(stored: bytes, at: int, entries: int, text_bytes: int) -> Jo
     at += flags.nbytes
     id_offsets = np.zeros(entries + 1, np.int64)
     np.cumsum(lengths, out=id_offsets[1:])
-    return Journal(
-        timestamps_us=timestamps_us,
-        item_rows=item_rows,
-        late=(flags & _LATE).astype(np.bool_),
-        keys=keys,
-        id_offsets=id_offsets,
-        id_text=stored[at : at + text_bytes],
-    )
+    return {
+        "timestamps_us": timestamps_us,
+        "item_rows": item_rows,
+        "late": (flags & _LATE).astype(np.bool_),
+        "keys": keys,
+        "id_offsets": id_offsets,
+        "id_text": stored[at : at + text_bytes],
+    }
