@@ -11,6 +11,9 @@ def build_item_graph(
     graph_window_days: int,
     graph_half_life_days: float,
     graph_neighbors: int,
+    graph_engine: str,
+    spark_master: str,
+    graph_memory: str,
     snapshot: Input[Dataset],
     item_index: Input[Artifact],
     sessions: Input[Dataset],
@@ -30,6 +33,9 @@ def build_item_graph(
         graph_window_days: days merged.
         graph_half_life_days: age in days at which a connection counts half.
         graph_neighbors: strongest connections kept of each item.
+        graph_engine: duckdb or spark; the edges are the same.
+        spark_master: master URL or Spark Connect URL; empty runs Spark inside this step.
+        graph_memory: what DuckDB or a Spark inside this step may hold in memory, such as 4GB.
         snapshot: the ingested log.
         item_index: id <-> row.
         sessions: the session store, for where the test sessions start.
@@ -60,6 +66,9 @@ def build_item_graph(
             window_days=graph_window_days,
             half_life_days=graph_half_life_days,
             top_n=graph_neighbors,
+            engine=graph_engine,
+            spark_master=spark_master,
+            memory_limit=graph_memory,
         )
         events = Path(snapshot.path) / "events"
         test_start_us = split_by_time(SessionStore.open(Path(sessions.path))).test_start_us

@@ -195,6 +195,28 @@ PARAMETERS: Final = (
         help="Strongest connections kept of each item.",
     ),
     Parameter(
+        name="graph_engine",
+        default="duckdb",
+        choices=("duckdb", "spark"),
+        group=_GRAPH,
+        help="What counts the graph's edges; spark needs the extra of that name.",
+    ),
+    Parameter(
+        name="spark_master",
+        default="",
+        group=_GRAPH,
+        unit="master URL, or sc:// for Spark Connect",
+        help="Where Spark runs; empty runs it inside the step.",
+    ),
+    Parameter(
+        name="graph_memory",
+        default="4GB",
+        group=_GRAPH,
+        unit="size",
+        help="Memory of DuckDB, or of Spark inside the step, while edges are counted; the rest "
+        "spills to disk.",
+    ),
+    Parameter(
         name="edge_store",
         default="",
         group=_GRAPH,
