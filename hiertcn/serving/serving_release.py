@@ -199,7 +199,10 @@ class ServingRelease:
         if not len(unknown):
             return record
         rows = journal.item_rows.copy()
-        rows[unknown] = [self.overlay.row(journal.item_ids[place]) for place in unknown.tolist()]
+        # Decoding the ids of a long journal would take longer than ranking.
+        for place in unknown.tolist():
+            start, end = journal.id_offsets[place : place + 2].tolist()
+            rows[place] = self.overlay.row(journal.id_text[start:end].decode())
         return replace(record, journal=journal.with_rows(rows))
 
     def storable(self, record: UserRecord) -> UserRecord:
