@@ -12,7 +12,7 @@ says what a method reaches without. To add a row, add a line to `ROWS`.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -218,7 +218,12 @@ def _item2vec_options(log: LogName) -> Sequence[Options]:
     return [{"window": 5, "epochs": 5}, {"window": 10, "epochs": 10}]
 
 
-_COSINE_WEIGHTS: Final = (0.0, 0.025, 0.05, 0.1, 0.15)
+def _encoder_options(**config: Any) -> Sequence[Options]:
+    # Written out, so that a row measured with other defaults is measured again.
+    return [{"config": config, "training": asdict(ItemEncoderOptions())}]
+
+
+_COSINE_WEIGHTS: Final = (0.0, 0.0125, 0.025, 0.05, 0.1, 0.15)
 _LOG_WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0)
 
 OURS: Final = "PinSage encoder (ours)"
@@ -233,15 +238,12 @@ ROWS: Final[Mapping[str, Method]] = {
     "item2vec": Method(build=_item2vec, options=_item2vec_options, prior_weights=_COSINE_WEIGHTS),
     "GraphSAGE, mean pooling": Method(
         build=_encoder,
-        options=lambda _: ({"config": {"pooling": "graphsage"}, "training": {}},),
+        options=lambda _: _encoder_options(pooling="graphsage"),
         prior_weights=_COSINE_WEIGHTS,
     ),
     OURS: Method(
         build=_encoder,
-        options=lambda _: (
-            {"config": {}, "training": {}},
-            {"config": {}, "training": {"weight_power": 1.0}},
-        ),
+        options=lambda _: _encoder_options(),
         prior_weights=_COSINE_WEIGHTS,
     ),
 }
