@@ -103,7 +103,7 @@ def test_a_request_leaves_its_times_its_states_age_and_no_one_waiting(
     running.client.record([Interaction("ada", "item-3", T0)])
     running.client.recommend("ada", timestamp_us=T0 + 2 * GAP_US)
     text = get(running.sidecar.metrics_port, "/metrics")[1]
-    for stage in ("read", "fold", "model", "rank", "commit"):
+    for stage in ("wait", "read", "fold", "model", "rank", "commit"):
         assert f'hiertcn_stage_seconds_count{{stage="{stage}"}} 1.0' in text, stage
     assert 'hiertcn_state_age_seconds_bucket{le="3600.0"} 1.0' in text
     assert 'hiertcn_state_age_seconds_bucket{le="600.0"} 0.0' in text

@@ -107,7 +107,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_inside(
     }
     assert attributes(bad)["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     stages = [span for span in received.spans() if span.parent_span_id == good.span_id]
-    assert {span.name for span in stages} == {"read", "fold", "model", "rank"}
+    assert {span.name for span in stages} == {"wait", "read", "fold", "model", "rank"}
     for span in stages:
         assert good.start_time_unix_nano <= span.start_time_unix_nano
         assert span.end_time_unix_nano <= good.end_time_unix_nano + 1_000_000
