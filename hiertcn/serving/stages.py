@@ -14,8 +14,9 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 STAGES: Final = ("wait", "read", "fold", "model", "terms", "rank", "commit")
-"""Waiting for a batch, reading the user's record, folding closed sessions, the model call, gathering
-what the scoring terms need (while the model runs), ranking, and making interactions durable."""
+"""Waiting for a batch, reading the user's record, folding closed sessions, the model call,
+gathering what the scoring terms need (while the model runs), ranking, and making interactions
+durable."""
 
 
 class Listener(Protocol):
