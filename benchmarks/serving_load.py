@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks import serving_load_echo
 from benchmarks.serving_load_release import item_ids, publish_release, user_ids
@@ -229,7 +229,9 @@ def _turn(load: Load, serving: ServingProcess, arguments: argparse.Namespace) ->
     if "open" in wanted:
         turn["open"] = load.run(address, pid, load.mix, "--rate", str(arguments.rate))
     if "catalogue" in wanted:
-        turn["catalogue"] = load.run(address, pid, load.catalogue, "--rate", str(arguments.rate / 2))
+        turn["catalogue"] = load.run(
+            address, pid, load.catalogue, "--rate", str(arguments.rate / 2)
+        )
     print(_line(turn), file=sys.stderr, flush=True)
     return turn
 

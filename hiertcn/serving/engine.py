@@ -28,7 +28,7 @@ from hiertcn.serving.record import UserRecord, user_key
 from hiertcn.serving.record_reader import RecordReader
 from hiertcn.serving.serving_release import ServingRelease
 from hiertcn.serving.store import RecordStore
-from hiertcn.serving.writer import Applied, RecordWriter
+from hiertcn.serving.writer import Applied, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Engine:
         self,
         current: Callable[[], ServingRelease],
         store: RecordStore,
-        writer: RecordWriter,
+        writer: Writer,
         models: ModelBatcher,
         metrics: Metrics,
         upserts: ItemUpserts,

@@ -244,7 +244,8 @@ def history(record: UserRecord) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
 def seen_rows(record: UserRecord) -> NDArray[np.int64]:
     """Distinct rows of all items that the record knows the user to have interacted with, int64."""
     seen = np.union1d(record.history_item_rows, record.journal.item_rows)
-    return seen[seen != UNKNOWN_ROW].astype(np.int64)
+    rows: NDArray[np.int64] = seen[seen != UNKNOWN_ROW].astype(np.int64)
+    return rows
 
 
 def last_known_rows(record: UserRecord, found: Sessions) -> NDArray[np.int32]:

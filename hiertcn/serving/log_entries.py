@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,20 @@ class LoggedDeletion:
 
 
 Entry = LoggedInteraction | LoggedDeletion | LoggedItem
+
+
+class SegmentedLog(Protocol):
+    """A log's files, whoever appends to them: ``EventLog``, or ``LogTail`` in other processes."""
+
+    @property
+    def position(self) -> Position:
+        """The end of the log."""
+        ...
+
+    def segments(self, until: Position) -> list[tuple[Path, int | None]]:
+        """The segments up to a position, oldest first, and where each ends (None: as the file)."""
+        ...
+
 
 _VOID: Final = LoggedDeletion(b"", 0)
 

@@ -79,13 +79,12 @@ class ReaderOptions:
         """Read what :meth:`save` wrote."""
         found = read_json(path)
         paths = {field.name for field in fields(SidecarOptions) if "Path" in str(field.type)}
+        values: dict[str, Any] = {
+            name: Path(value) if name in paths and value is not None else value
+            for name, value in found["sidecar"].items()
+        }
         return cls(
-            sidecar=SidecarOptions(
-                **{
-                    name: Path(value) if name in paths and value is not None else value
-                    for name, value in found["sidecar"].items()
-                }
-            ),
+            sidecar=SidecarOptions(**values),
             door=Path(found["door"]),
             ready=Path(found["ready"]),
         )

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.serving.event_log import EventLog, Position
+from hiertcn.serving.log_entries import Position, SegmentedLog
 from hiertcn.serving.log_scan import ScannedInteractions, scan
 from hiertcn.serving.record import NEVER_US
 
@@ -127,7 +127,7 @@ class RecentInteractions:
                 first += len(chunk)
             return found, self._end
 
-    def fill(self, log: EventLog, until: Position, after_us: int) -> None:
+    def fill(self, log: SegmentedLog, until: Position, after_us: int) -> None:
         """Add what the log holds up to a position, once each, as when it was recorded.
 
         A deletion takes nothing back, as it does not when it is recorded: counts name nobody.

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Self
 
 import numpy as np
@@ -47,7 +48,7 @@ from hiertcn.serving.record import NEVER_US, UserRecord, user_key
 from hiertcn.serving.record_reader import RecordReader
 from hiertcn.serving.scoring_terms import CandidateTerms, RequestTerms, histories_of
 from hiertcn.serving.serving_release import ServingRelease
-from hiertcn.serving.writer import RecordWriter
+from hiertcn.serving.writer import Writer
 from hiertcn.sessions.live_counts import MINUTE_US
 from hiertcn.sessions.memory import Histories
 
@@ -108,6 +109,7 @@ class RecommendationRequest:
     _record: UserRecord | None = field(init=False, default=None)
     _cut: Sessions = field(init=False)
     _trace: Any = field(init=False, default=None)
+    _came: float = field(init=False, default_factory=time.perf_counter)
 
 
 class Recommendations:
@@ -125,7 +127,7 @@ class Recommendations:
     def __init__(
         self,
         records: RecordReader,
-        writer: RecordWriter,
+        writer: Writer,
         models: ModelBatcher,
         metrics: Metrics,
         *,
@@ -220,6 +222,8 @@ class Recommendations:
         try:
             fresh = [request for request in batch if request._record is None]
             if fresh:
+                for request in fresh:
+                    self._ended("wait", request._came, [request])
                 began = time.perf_counter()
                 stored = await self._records.get_many([request._key for request in fresh])
                 self._ended("read", began, fresh)
@@ -499,7 +503,7 @@ class Recommendations:
         if is_small:
             return search(*arguments, allowed)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searcher, search, *arguments, allowed)
+        return await loop.run_in_executor(self._searcher, partial(search, *arguments, allowed))
 
     def _terms(
         self, release: ServingRelease, request: RecommendationRequest
@@ -539,9 +543,7 @@ class Recommendations:
                 age_s = max(0, request.timestamp_us - folded_until_us) / 1e6
                 self._metrics.state_age_seconds.observe(age_s)
 
-    def _ended(
-        self, stage: str, began: float, requests: Sequence[RecommendationRequest]
-    ) -> None:
+    def _ended(self, stage: str, began: float, requests: Sequence[RecommendationRequest]) -> None:
         self._metrics.stages.ended(stage, began, [request._trace for request in requests])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -117,9 +117,7 @@ class CandidateTerms:
         self._mixture = terms.gate.at(context_of(histories))
         self._features = np.zeros((0, len(rows), 0), np.float32)
         if terms.uses_memory:
-            # New items are in no table of transitions, and have no memory features.
-            known = np.where(rows < terms.memory.items, rows, -1)
-            self._features = terms.memory.of_items(histories, known)
+            self._features = terms.memory.of_items(histories, rows)
 
     def weights(self, live: LiveCountsAt) -> TermWeights:
         """What the ranking mixes in, with the windows at the requests' time."""
@@ -200,7 +198,8 @@ class RequestTerms:
             session = features[_SESSION_ITEMS] * self._session
         if self._terms.uses_live:
             mixed = mixed + self._live_weights @ self._live.of(rows)
-        return self._log * np.log1p(mixed) + session
+        added: NDArray[np.float32] = self._log * np.log1p(mixed) + session
+        return added
 
 
 def one_history(

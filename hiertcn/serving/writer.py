@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 _REPLAY_ENTRIES: Final = 4096
 _MAX_GROUP: Final = 4096
+_MAX_WAITING: Final = 16_384
 _IDLE_CHECK_S: Final = 5.0
 _MAX_CONFLICTS: Final = 1000
 
@@ -77,8 +78,23 @@ class _Barrier:
 _Job = _Commit | _KeepFold | _Barrier | None
 
 
+class Writer(Protocol):
+    """What requests need of whoever writes: ``RecordWriter``, or ``writer_door.RemoteWriter``."""
+
+    async def commit(self, entries: Sequence[Entry]) -> list[Applied]:
+        """See ``RecordWriter.commit``."""
+        ...
+
+    def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
+        """See ``RecordWriter.keep_fold``."""
+        ...
+
+
 class RecordWriter:
     """Owns the log and the store's writes.
+
+    ``tell``, if set, hears on the writing thread what was accepted (item ids, times in
+    microseconds) and who was deleted.
 
     Args:
         log: the event log.
@@ -109,6 +125,7 @@ class RecordWriter:
         self._metrics = metrics
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         metrics.queue_depth.labels("commit").set_function(self._jobs.qsize)
+        self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
         self._behind = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -168,18 +185,25 @@ class RecordWriter:
     def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
         """Keep a folded or rebuilt record, unless the user's record changed meanwhile.
 
-        Losing it costs another fold at the next touch, never a wrong state.
+        Losing it costs another fold at the next touch, never a wrong state; so while a slow disk
+        leaves many jobs waiting, nothing is kept.
 
         Args:
             key: the user's key.
             base_revision: revision of the stored record it was made from, None if there was none.
             record: the record to keep.
         """
-        self._jobs.put(_KeepFold(key, base_revision, record))
+        if self._jobs.qsize() < _MAX_WAITING:
+            self._jobs.put(_KeepFold(key, base_revision, record))
 
     def remove(self, key: bytes, base_revision: int) -> None:
         """Remove a record that is not needed any more, unless it changed meanwhile."""
         self._jobs.put(_KeepFold(key, base_revision, None))
+
+    def log_deletion(self, deletion: LoggedDeletion) -> None:
+        """Log and apply a deletion, from any thread and without waiting."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.commit([deletion]), self._loop)
 
     async def caught_up(self) -> None:
         """Wait until every job before this call is done."""
@@ -320,14 +344,19 @@ class RecordWriter:
                 "interactions could not be applied, because other writers changed the same users' "
                 f"records {_MAX_CONFLICTS} times meanwhile; retry"
             )
-        self._recent.add(
-            [
-                (entry.item_id, entry.timestamp_us)
-                for place, entry in enumerate(entries)
-                if isinstance(entry, LoggedInteraction)
-                and applied[place].outcome is not Outcome.DUPLICATE
-            ]
-        )
+        changed = [
+            entry
+            for place, entry in enumerate(entries)
+            if applied[place].outcome is not Outcome.DUPLICATE
+        ]
+        accepted = [
+            (entry.item_id, entry.timestamp_us)
+            for entry in changed
+            if isinstance(entry, LoggedInteraction)
+        ]
+        self._recent.add(accepted)
+        if self.tell is not None:
+            self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
         return [applied[place] for place in range(len(entries))]
 
     def _with_entry(
@@ -339,6 +368,9 @@ class RecordWriter:
         bound: JournalBound,
     ) -> tuple[UserRecord, Applied]:
         if isinstance(entry, LoggedDeletion):
+            if record is not None and record.erased_us >= entry.deleted_us:
+                # Told of or replayed: what came since must stay.
+                return record, Applied(Outcome.DUPLICATE, known_item=True)
             known = Applied(Outcome.ACCEPTED, record is not None)
             return _erased(entry, record, release), known
         if record is None or record.release != release.number:
