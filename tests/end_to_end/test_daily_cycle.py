@@ -18,7 +18,7 @@ from hiertcn.events.simulate import SimulationOptions, simulate
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Filter, Interaction, RecommenderClient
 from hiertcn.serving.snapshot import StateSnapshot
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.request_features import FEATURES
@@ -190,6 +190,9 @@ def test_next_day_is_served_and_rolled_back_without_losing_a_user(
         clicked = shown.items[0].item_id
         assert client.record([Interaction("visitor", clicked)]).accepted == 1
         before = client.recommend("visitor", k=5)
+        costly = Filter(column="price", min=0.01)
+        fresh = client.recommend("visitor", k=5, exclude_seen=True, filters=[costly])
+        assert len(fresh.items) == 5 and clicked not in {item.item_id for item in fresh.items}
 
         ended = deployment.run("2026-01-09", "--tolerance=0.9")
         assert ended.returncode == 0, ended.stdout + ended.stderr
