@@ -20,6 +20,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -280,9 +281,7 @@ def measure_inference(arguments: argparse.Namespace) -> dict[str, Any]:
     took, worst = [], 0.0
     for _ in range(arguments.minibatches):
         rows = rng.choice(arguments.nodes, arguments.inference_batch, replace=False)
-        seconds, found = _timed(
-            lambda rows=rows: embed_some(encoder, None, neighborhoods, rows, len(rows))
-        )
+        seconds, found = _timed(partial(embed_some, encoder, None, neighborhoods, rows, len(rows)))
         took.append(seconds)
         worst = float(np.maximum(worst, np.abs(found - vectors[rows]).max()))
     minibatch = statistics.median(took) * arguments.nodes / arguments.inference_batch

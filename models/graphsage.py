@@ -145,7 +145,8 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
         if alone.any():
             aggregated = torch.where(alone.unsqueeze(-1), self.no_neighbors, aggregated)
         # W concat(z, n) as the sum of two products, without copying both into one.
-        own, others = self.combine.weight.split(z.shape[1], dim=1)
+        weight, width = self.combine.weight, z.shape[1]
+        own, others = weight[:, :width], weight[:, width:]
         combined = torch.addmm(self.combine.bias, z, own.T).addmm(aggregated, others.T)
         return torch.relu(combined)
 

@@ -140,7 +140,8 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, adjacency: Tensor) -> Tensor:
         """x float32 [sources, dim], adjacency sparse CSR [targets, sources] -> [targets, dim]."""
         ctx.adjacency = adjacency
-        return torch.sparse.mm(adjacency, x)
+        total: Tensor = torch.sparse.mm(adjacency, x)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
