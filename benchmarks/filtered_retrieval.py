@@ -74,12 +74,14 @@ def _measured(
     more = min(len(vectors), int(2 * k / share))
 
     def restricted(query: NDArray[np.float32]) -> NDArray[np.int64]:
-        return index.search(query[None], wanted, among=among)[0][0]
+        rows: NDArray[np.int64] = index.search(query[None], wanted, among=among)[0][0]
+        return rows
 
     def thrown_away(query: NDArray[np.float32]) -> NDArray[np.int64]:
         found = index.search(query[None], more)[0][0]
         found = found[found >= 0]
-        return found[among[found]][:wanted]
+        rows: NDArray[np.int64] = found[among[found]][:wanted]
+        return rows
 
     row: dict[str, Any] = {"share": share, "pass": len(passing)}
     for name, search in (("among", restricted), ("thrown_away", thrown_away)):
