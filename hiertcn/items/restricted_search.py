@@ -1,8 +1,8 @@
 """Search among some of the items only.
 
 Few items are compared one by one, which is exact. Among many the inverted lists are searched with
-the others masked out, in ever more lists until enough are found. Measured on 200,000 items of 129
-coordinates, one core, k = 100: see ``benchmarks/filtered_retrieval.py``.
+the others masked out, in more lists the fewer pass, and in ever more until enough are found.
+``benchmarks/filtered_retrieval.py`` measures both.
 """
 
 from typing import Any, Final
@@ -33,7 +33,7 @@ def search_among(
         among: bool ``[items]``.
         table: the vectors.
         index: inverted lists over the table, None to compare all.
-        probes: lists to search at first.
+        probes: lists to search where every item counts.
 
     Returns:
         rows int64 ``[batch, k]`` and scores float32 ``[batch, k]``.
@@ -48,6 +48,8 @@ def search_among(
     selector = faiss.IDSelectorBitmap(  # type: ignore[call-arg]
         np.packbits(among, bitorder="little")  # type: ignore[arg-type]
     )
+    # Lists hold the fewer that count, so more are searched: as many items are compared as ever.
+    probes = min(int(index.nlist), -(-probes * len(among) // len(rows)))
     while True:
         parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
             sel=selector, nprobe=probes
