@@ -173,13 +173,13 @@ def _met_most(
         rows[n, : len(found)] = found
         weights[n, : len(found)] = graph.weights[part][there][:_TOP]
     total = weights.sum(axis=1, keepdims=True)
-    return rows, weights / np.where(total > 0, total, np.float32(1))
+    weights /= np.where(total > 0, total, np.float32(1))
+    return rows, weights
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.where(length > 0, length, 1)
-    return unit
+    return np.asarray(vectors / np.where(length > 0, length, 1), np.float32)
 
 
 def _measured(scores: NDArray[np.float32], answers: NDArray[np.int64]) -> dict[str, float]:
