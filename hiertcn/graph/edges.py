@@ -10,8 +10,8 @@ the last ``window_s`` seconds before it, so a new day never changes an old parti
 partitions of all days together are one build. A partition stores a fingerprint of exactly those
 events and is kept while the fingerprint holds; otherwise the day is computed again.
 
-Cost: one pass over the log for the fingerprints, and a new day's query reads that day and the end
-of the one before.
+Cost: the fingerprints read a day's rows once, and while its files keep their bytes only those. A
+new day's query reads that day and the end of the one before.
 
 Not done here: weighting by age, choosing neighbors (``merge``), removing partitions older or newer
 than the given log.
@@ -20,6 +20,7 @@ than the given log.
 import datetime
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,9 +34,9 @@ from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
-from hiertcn.files import whole_file
+from hiertcn.files import sha256, whole_file
 from hiertcn.graph.engine import GraphEngine, OrderedRows, connect
-from hiertcn.graph.log_fingerprints import log_fingerprints, row_count
+from hiertcn.graph.log_fingerprints import DayFingerprint, log_fingerprints, row_count
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.pairs import (
     COUNT,
@@ -49,7 +50,7 @@ from hiertcn.graph.pairs import (
 )
 
 _FILE: Final = "edges.parquet"
-_FINGERPRINT: Final = b"hiertcn.fingerprint"
+_LOG: Final = b"hiertcn.log"
 _VERSION: Final = 2
 _BATCH_ROWS: Final = 1 << 18
 _EPOCH: Final = datetime.date(1970, 1, 1)
@@ -105,12 +106,15 @@ def build_edges(
     files = event_files(events)
     dates = sorted(files)
     with connect(options, store) as engine:
-        fingerprints = _fingerprints(files, options)
-        stale = [date for date in dates if not _is_current(store, date, dates, fingerprints)]
+        stored = {date: _DayLog.of_partition(partition_path(store, date)) for date in dates}
+        logs = _day_logs(files, stored, options)
+        stale = [
+            date for date in dates if not _is_current(stored[date], logs[date], date == dates[0])
+        ]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
         with progress:
             for run in _chunks(stale, dates, files, options.chunk_events):
-                _build_days(engine, run, files, store, options, fingerprints, progress)
+                _build_days(engine, run, files, store, options, logs, progress)
     removed = _remove_vanished(store, dates)
     summary = EdgeSummary(
         days=len(dates),
@@ -160,35 +164,70 @@ def stored_dates(store: Path) -> list[str]:
     return sorted(path.parent.name.partition("=")[2] for path in store.glob(f"{DATE}=*/{_FILE}"))
 
 
-def _fingerprints(
-    files: dict[str, list[Path]], options: GraphOptions
-) -> dict[str, tuple[str, str]]:
-    """Hash each day's events, and those that may reach into the next day, in any row order."""
-    found = log_fingerprints(files, options.window_s, options.threads)
+@dataclass(frozen=True)
+class _DayLog:
+    """What a partition was made of, as its file says it or as it would say it now.
+
+    Attributes:
+        events: digest of the rules and of the day's events.
+        before: digest of the previous day's last events.
+        files: digest of the rules and of the files' bytes: while it holds, rows need no reading.
+        fingerprint: of the day's events.
+    """
+
+    events: str
+    before: str
+    files: str
+    fingerprint: DayFingerprint
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        return {_LOG: json.dumps(asdict(self)).encode()}
+
+    @classmethod
+    def of_partition(cls, path: Path) -> "_DayLog | None":
+        try:
+            stored = json.loads((pq.read_metadata(path).metadata or {})[_LOG])
+            parts = stored.pop("fingerprint")
+            return cls(
+                **stored,
+                fingerprint=DayFingerprint(tuple(parts["events"]), tuple(parts["tail"])),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            _log.warning("%s cannot be read and is built again", path)
+            return None
+
+
+def _day_logs(
+    files: dict[str, list[Path]], stored: dict[str, _DayLog | None], options: GraphOptions
+) -> dict[str, _DayLog]:
+    """Fingerprint each day's events, and those that may reach into the next day."""
     rules = (_VERSION, options.window_s, options.max_followers)
-    fingerprints = {}
+    read = {date: _digest(rules, [sha256(file) for file in files[date]]) for date in files}
+    found = {
+        date: log.fingerprint
+        for date, log in stored.items()
+        if log is not None and log.files == read[date]
+    }
+    changed = {date: files[date] for date in files if date not in found}
+    found |= log_fingerprints(changed, options.window_s, options.threads)
+    logs = {}
     for date in files:
         before = found.get(_previous(date))
         tail = before.tail if before and before.tail[0] else None
-        fingerprints[date] = (_digest(rules, found[date].events), _digest(tail))
-    return fingerprints
+        logs[date] = _DayLog(
+            _digest(rules, found[date].events), _digest(tail), read[date], found[date]
+        )
+    return logs
 
 
-def _is_current(
-    store: Path, date: str, dates: list[str], fingerprints: dict[str, tuple[str, str]]
-) -> bool:
-    path = partition_path(store, date)
-    try:
-        stored = (pq.read_metadata(path).metadata or {}).get(_FINGERPRINT, b"").decode()
-    except FileNotFoundError:
+def _is_current(stored: _DayLog | None, log: _DayLog, is_first: bool) -> bool:
+    if stored is None or stored.events != log.events:
         return False
-    except (OSError, pa.ArrowException):
-        _log.warning("%s cannot be read and is built again", path)
-        return False
-    own, _, tail = stored.partition("/")
-    expected_own, expected_tail = fingerprints[date]
     # A log that begins at this date has lost the events before it, the partition has not.
-    return own == expected_own and (tail == expected_tail or date == dates[0])
+    return is_first or stored.before == log.before
 
 
 def _chunks(
@@ -216,7 +255,7 @@ def _build_days(
     files: dict[str, list[Path]],
     store: Path,
     options: GraphOptions,
-    fingerprints: dict[str, tuple[str, str]],
+    logs: dict[str, _DayLog],
     progress: Any,
 ) -> None:
     read = [file for date in (_previous(run[0]), *run) for file in files.get(date, [])]
@@ -230,7 +269,7 @@ def _build_days(
     pairs = co_interactions(event, options)
     wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
     with engine.ordered(wanted) as rows:
-        _write_days(rows, ids, run, store, fingerprints, progress)
+        _write_days(rows, ids, run, store, logs, progress)
 
 
 def _write_days(
@@ -238,14 +277,14 @@ def _write_days(
     ids: pa.Array | None,
     run: list[str],
     store: Path,
-    fingerprints: dict[str, tuple[str, str]],
+    logs: dict[str, _DayLog],
     progress: Any,
 ) -> None:
     pieces = _by_day(rows)
     held = next(pieces, None)
     for date in run:
         path = partition_path(store, date)
-        described = _SCHEMA.with_metadata({_FINGERPRINT: "/".join(fingerprints[date]).encode()})
+        described = _SCHEMA.with_metadata(logs[date].metadata)
         with (
             whole_file(path) as aside,
             pq.ParquetWriter(aside, described, compression="zstd") as out,

@@ -141,7 +141,7 @@ class DuckDBEngine:
             yield OrderedRows([path])
 
 
-@ibis.udf.scalar.builtin(name="epoch_us")
+@ibis.udf.scalar.builtin(name="epoch_us")  # type: ignore[untyped-decorator]
 def _epoch_us(timestamp: dt.Timestamp("UTC")) -> int:  # type: ignore[valid-type,empty-body]
     """DuckDB's own function: Ibis has none, and its parts of a time take four times as long."""
 

@@ -77,8 +77,8 @@ def _of_day(files: Sequence[Path], tail_us: int) -> DayFingerprint:
                     _add(batch, _US_PER_DAY - tail_us, sums)
         except (OSError, pa.ArrowException) as error:
             raise _broken(path, error) from error
-    whole, tail = (tuple(int(value) for value in row) for row in sums)
-    return DayFingerprint(whole, tail)
+    (count, total, xor), (tail_count, tail_total, tail_xor) = sums.tolist()
+    return DayFingerprint((count, total, xor), (tail_count, tail_total, tail_xor))
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

@@ -88,8 +88,7 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
             inside the block.
     """
     try:
-        import pyspark
-        from py4j.protocol import Py4JError
+        from py4j.protocol import Py4JError  # type: ignore[import-untyped]
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -100,7 +99,7 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
     running = SparkSession.getActiveSession()
     try:
         session = running or _start(SparkSession.builder, options)
-    except (PySparkException, pyspark.errors.PySparkRuntimeError, Py4JError, OSError) as error:
+    except (PySparkException, Py4JError, OSError) as error:
         raise InputError(
             f"Spark at {options.spark_master or 'this machine'} could not be started "
             f"({_first_line(error)}); expected a reachable master, and Java 17 or later here"

@@ -3,7 +3,13 @@ import pytest
 
 from hiertcn.errors import InputError
 from hiertcn.graph.csr import CSR
-from hiertcn.graph.walks import Neighborhoods, importance_neighborhoods
+from hiertcn.graph.walks import (
+    Neighborhoods,
+    WalkOptions,
+    importance_neighborhoods,
+    walk_neighborhoods,
+    write_neighborhoods,
+)
 
 
 def graph(items, edges):
@@ -98,3 +104,41 @@ def test_neighborhoods_round_trip_and_options_are_checked(tmp_path):
         Neighborhoods.open(tmp_path / "n")
     with pytest.raises(InputError, match="restart is 1"):
         importance_neighborhoods(random_graph(3, 3), restart=1.0)
+
+
+def test_written_in_chunks_they_are_the_same(tmp_path):
+    csr = random_graph(9_000, 20_000)
+    options = WalkOptions(top=6, seed=3)
+    kept = walk_neighborhoods(csr, options, threads=1)
+    written = write_neighborhoods(csr, options, tmp_path / "n", threads=2)
+    assert np.array_equal(kept.rows, written.rows)
+    assert np.array_equal(kept.weights, written.weights)
+    assert written.options == options
+
+
+def test_an_edge_is_chosen_by_its_weight_however_uneven():
+    weights = np.array([1e-3, 1.0, 30.0, 7.0, 400.0], np.float32)
+    csr = CSR(
+        indptr=np.array([0, 5, 5, 5, 5, 5, 5], np.int64),
+        indices=np.arange(1, 6, dtype=np.int32),
+        weights=weights,
+    )
+    walks = 1 << 20
+    found = importance_neighborhoods(csr, walks=walks, length=1, restart=0.0, top=5)
+    shares = np.zeros(5)
+    kept = found.rows[0] >= 0
+    shares[found.rows[0][kept] - 1] = found.weights[0][kept]
+    expected = weights / weights.sum()
+    error = 5 * np.sqrt(expected * (1 - expected) / walks) + 2**-16
+    assert (np.abs(shares - expected) < error).all()
+
+
+def test_more_neighbors_than_an_entry_can_name_are_refused():
+    many = (1 << 16) + 1
+    csr = CSR(
+        indptr=np.array([0, many], np.int64),
+        indices=np.zeros(many, np.int32),
+        weights=np.ones(many, np.float32),
+    )
+    with pytest.raises(InputError, match="row 0 has 65537 neighbors"):
+        importance_neighborhoods(csr)
