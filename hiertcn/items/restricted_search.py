@@ -16,6 +16,8 @@ from hiertcn.items.table import ItemTable
 MOST_COMPARED: Final = 16_384
 """Items up to which all are compared with the query."""
 
+_FARTHER: Final = 4
+
 
 def search_among(
     queries: NDArray[np.float32],
@@ -48,8 +50,8 @@ def search_among(
     selector = faiss.IDSelectorBitmap(  # type: ignore[call-arg]
         np.packbits(among, bitorder="little")  # type: ignore[arg-type]
     )
-    # Lists hold the fewer that count, so more are searched: as many items are compared as ever.
-    probes = min(int(index.nlist), -(-probes * len(among) // len(rows)))
+    # The lists hold fewer that count, and the best of some lie farther out than the best of all.
+    probes = min(int(index.nlist), -(-_FARTHER * probes * len(among) // len(rows)))
     while True:
         parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
             sel=selector, nprobe=probes
