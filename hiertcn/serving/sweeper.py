@@ -38,6 +38,8 @@ SLICE: Final = 512
 """Records read at once: 5 ms of the interpreter, which requests can bear."""
 
 _PAUSE_S: Final = 0.25
+_BETWEEN_PASSES_S: Final = 30.0
+"""A small store would otherwise be swept all the time, at a tenth of the event loop's."""
 _AFTER_ERROR_S: Final = 5.0
 _SAMPLE: Final = 65_536
 _DOWN_TO: Final = 0.9
@@ -86,8 +88,8 @@ class Sweeper:
         """Sweep until cancelled."""
         while True:
             try:
-                await self.step(wall_clock_us())
-                await asyncio.sleep(_PAUSE_S)
+                was_last = await self.step(wall_clock_us())
+                await asyncio.sleep(_BETWEEN_PASSES_S if was_last else _PAUSE_S)
             except HiertcnError as error:
                 _log.warning("sweeping user records paused: %s", error)
                 await asyncio.sleep(_AFTER_ERROR_S)
