@@ -118,6 +118,33 @@ def serve(
     journal_entries: Annotated[
         int, typer.Option(help="Most interactions kept in one user's record.", min=1)
     ] = 4096,
+    fsync: Annotated[
+        str,
+        typer.Option(
+            help="When recorded interactions are forced to disk: always (before they are "
+            "acknowledged), interval (0.1 s after at latest), os (when Linux writes back). Only a "
+            "crash of the machine tells them apart."
+        ),
+    ] = "always",
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="HIERTCN_STORE",
+            help="valkey://host:port[,host:port]/db shared by several sidecars (extra: valkey).",
+            show_default="LMDB in --state-dir",
+        ),
+    ] = "",
+    state_dtype: Annotated[
+        str, typer.Option(help="Of the stored user states: float32, or float16 at half the size.")
+    ] = "float32",
+    user_ttl_days: Annotated[
+        float,
+        typer.Option(help="Forget users who did nothing for so long; 0 never does.", min=0),
+    ] = 0.0,
+    store_limit_mib: Annotated[
+        int,
+        typer.Option(help="Forget the longest idle users beyond this size; 0 is no limit.", min=0),
+    ] = 0,
     max_new_items: Annotated[
         int,
         typer.Option(
@@ -202,6 +229,11 @@ def serve(
                 batch_delay_s=batch_delay_ms / 1000,
                 max_in_flight=max_in_flight,
                 journal_entries=journal_entries,
+                fsync=fsync,
+                store=store,
+                state_dtype=state_dtype,
+                user_ttl_s=user_ttl_days * 86_400,
+                store_limit_bytes=store_limit_mib << 20,
                 max_new_items=max_new_items,
                 tls_cert=tls_cert,
                 tls_key=tls_key,

@@ -43,7 +43,9 @@ from hiertcn.serving.servicers import (
     RecommenderMethods,
     ReleaseMethods,
 )
+from hiertcn.serving.shared_arrivals import SharedArrivals
 from hiertcn.serving.store_opening import open_store
+from hiertcn.serving.store_valkey import ValkeyStore
 from hiertcn.serving.sweeper import Sweeper
 from hiertcn.serving.tracing import Tracing
 from hiertcn.serving.triton_models import TritonModels
@@ -184,6 +186,11 @@ class Sidecar:
         self.metrics.watch_live(lambda: activation.current.live)
         writer.start()
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
+        if isinstance(store, ValkeyStore):
+            shared = SharedArrivals(store, log.identity, recent, writer.log_deletion)
+            writer.tell = shared.tell
+            shared.start()
+            self._parts.push_async_callback(asyncio.to_thread, shared.stop)
 
         engine = Engine(
             lambda: activation.current,

@@ -158,7 +158,7 @@ class ValkeyStore:
             by_bucket = {
                 bucket: by_bucket.get(bucket, [])
                 for bucket in range(_BUCKETS)
-                if bucket in by_bucket or self._applied[bucket] < applied
+                if bucket in by_bucket or self._applied[bucket] <= applied
             }
             self._followed_at = time.monotonic()
         calls = [
@@ -327,8 +327,10 @@ class ValkeyStore:
     def _call(self, run: Callable[[Any], Result]) -> Result:
         errors = self._valkey.exceptions
         for attempt in range(_RETRIES + 1):
+            client = None
             try:
-                return run(self._connected())
+                client = self._connected()
+                return run(client)
             except (errors.AuthenticationError, errors.NoPermissionError) as error:
                 raise InputError(
                     f"{self._url.place} refuses the login ({error}); check user and password"
@@ -341,7 +343,7 @@ class ValkeyStore:
                 errors.ValkeyClusterException,
                 OSError,
             ) as error:
-                self.close()
+                self._forget(client)
                 reason = error
             except errors.ValkeyError as error:
                 raise ServingError(
@@ -353,10 +355,18 @@ class ValkeyStore:
             f"the record store {self._url.place} cannot be reached ({reason}); check that it runs"
         ) from reason
 
+    def _forget(self, client: Any) -> None:
+        # Not closed: other threads may be waiting on its connections, and find out themselves.
+        with self._connecting:
+            if self._client is client:
+                self._client = None
+
     def _connected(self) -> Any:
         with self._connecting:
             if self._client is None:
                 self._client = self._connect()
+                # Whoever was away may have forgotten, so the next write looks at every bucket.
+                self._followed_at = -_FOLLOW_S
             return self._client
 
     def _connect(self) -> Any:

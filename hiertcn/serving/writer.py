@@ -245,10 +245,19 @@ class RecordWriter:
                     self._commit_group(commits)
                 if self._event_log.is_full:
                     self._rotate()
+                if not commits and not folds and not self._store.is_local:
+                    self._look_for_loss()
             except Exception:
                 _log.exception("the record writer met an error; it goes on with the next group")
             if barriers:
                 self._resolve([(barrier.future, []) for barrier in barriers])
+
+    def _look_for_loss(self) -> None:
+        try:
+            self._store.write({}, self._event_log.position)
+        except StoreBehindError as error:
+            _log.warning("%s; applying the log again", error)
+            self.replay()
 
     def _gathered(self) -> list[_Job]:
         try:
@@ -326,6 +335,11 @@ class RecordWriter:
             for place, entry in enumerate(entries)
         }
         applied: dict[int, Applied] = {}
+        for place, (key, _) in list(pending.items()):
+            if self._store.applied_for(key) >= position:
+                # An attempt that failed at another user's record had written this one.
+                applied[place] = Applied(Outcome.ACCEPTED, known_item=True)
+                del pending[place]
         for _ in range(_MAX_CONFLICTS):
             keys = list(dict.fromkeys(key for key, _ in pending.values()))
             stored = dict(zip(keys, self._store.get_many(keys), strict=True))

@@ -75,7 +75,7 @@ def test_two_writers_of_one_user_lose_no_update(server):
         list(pool.map(add_200, ["first log", "second log"]))
     store = ValkeyStore(f"{server.url}?prefix=race", "first log")
     assert store.get(ADA).revision == 400
-    assert store.applied == BEGINNING
+    assert store.applied < store.newest_applied
     assert store.applied_for(ADA) == Position(1, 208)
     store.close()
 
