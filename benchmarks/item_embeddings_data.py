@@ -27,9 +27,10 @@ from hiertcn.events.ingest import IngestOptions, ingest
 from hiertcn.events.simulate import SimulationOptions, simulate
 from hiertcn.files import read_json, write_json
 from hiertcn.graph.csr import CSR
-from hiertcn.graph.edges import COUNT, SOURCE, TARGET, build_edges, partition_path, stored_dates
+from hiertcn.graph.edges import build_edges, partition_path, stored_dates
 from hiertcn.graph.merge import merge_edges
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.pairs import COUNT, SOURCE, TARGET
 from hiertcn.items.features import FeatureMatrix, FeatureOptions, encode_features
 from hiertcn.items.index import IdIndex
 from hiertcn.sessions.cut import build_sessions

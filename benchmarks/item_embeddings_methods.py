@@ -91,7 +91,8 @@ class Prior:
             minlength=len(case.index),
         )
         logs = np.log(decayed + _SMALLEST_SHARE * decayed.mean())
-        return (self.weight * logs).astype(np.float32)
+        prior: NDArray[np.float32] = (self.weight * logs).astype(np.float32)
+        return prior
 
 
 def priors(method: Method, log: LogName) -> list[Prior]:
@@ -145,7 +146,11 @@ def encoder_vectors(
     features = case.features if case.features.names else None
     options = ItemEncoderOptions(**training)
     torch.manual_seed(options.seed)
-    sizes = {"items": graph.items, "feature_dim": len(case.features.names), "dim": DIM}
+    sizes: dict[str, Any] = {
+        "items": graph.items,
+        "feature_dim": len(case.features.names),
+        "dim": DIM,
+    }
     encoder = GraphSAGE(GraphSAGEConfig(**sizes, **config))
     walks = importance_neighborhoods(graph, seed=options.seed, threads=1, progress=False)
     train_item_encoder(encoder, features, walks, graph, folder, options)

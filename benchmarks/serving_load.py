@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from benchmarks import serving_load_echo
 from benchmarks.serving_load_release import item_ids, publish_release, user_ids

@@ -163,7 +163,7 @@ def framed(entry: Entry) -> bytes:
 
 def read_entry(segment: NDArray[np.uint8], at: int) -> Entry | None:
     """The entry that begins at byte ``at`` of a segment, None if it is damaged."""
-    length, _ = _FRAME.unpack_from(segment, at)
+    length, _ = _FRAME.unpack_from(segment.data, at)
     return _entry_at(segment[at : at + _FRAME.size + length].tobytes(), 0)[0]
 
 
