@@ -108,7 +108,7 @@ def serve(
             "milliseconds.",
             min=0,
         ),
-    ] = 1.0,
+    ] = 2.0,
     max_in_flight: Annotated[
         int,
         typer.Option(

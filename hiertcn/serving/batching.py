@@ -1,10 +1,10 @@
 """Runs concurrent requests as one: the gathering, and the two models on what was gathered.
 
-An item that finds no other of its kind under way leaves at the end of the event loop's turn, so a
-lone request waits for nothing; while one batch is under way, later items gather for at most a
-millisecond; while two are, they gather until one ends, so batches grow with the load. Triton
-groups only equal shapes, so sessions are padded to length buckets. Everything runs on the event
-loop's thread.
+An item leaves with those that came before the event loop fell quiet, or when its delay is over;
+while a batch is under way, items gather until it ends, so batches grow with the load. grpc.aio
+handles one event a turn of the loop and a request takes several, so a batch that left at the first
+chance would hold one request, and its work would keep the next ones out. Triton groups only equal
+shapes, so sessions are padded to length buckets. Everything runs on the event loop's thread.
 """
 
 import asyncio
@@ -41,8 +41,10 @@ _log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# One that runs and one that waits behind it keep Triton busy; more would only split batches.
-_MAX_UNDER_WAY: Final = 2
+# While one runs the next one gathers; a second would only split it.
+_MAX_UNDER_WAY: Final = 1
+# A request comes in over as many events, each of which takes a turn.
+_QUIET_TURNS: Final = 8
 _COMPLAIN_EVERY_S: Final = 5.0
 _MAX_SENT: Final = LENGTH_BUCKETS[-1]
 
@@ -76,21 +78,26 @@ class Gatherer(Generic[Item]):
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(key, [])
         waiting.append(item)
-        under_way = self._under_way.get(key, 0)
-        if under_way < _MAX_UNDER_WAY:
+        if self._under_way.get(key, 0) < _MAX_UNDER_WAY:
             if len(waiting) >= self._max_batch:
                 self._leave(key)
             elif key not in self._timers:
-                self._timers[key] = (
-                    loop.call_later(self._max_delay_s, self._leave, key)
-                    if under_way
-                    else loop.call_soon(self._leave, key)
-                )
+                until = loop.time() + self._max_delay_s
+                self._timers[key] = loop.call_soon(self._settle, key, 0, 0, until)
 
     @property
     def waiting(self) -> int:
         """Items that have not left yet; to be read from any thread."""
         return sum(map(len, list(self._waiting.values())))
+
+    def _settle(self, key: Hashable, seen: int, quiet: int, until: float) -> None:
+        """Let the items leave once some turns of the loop brought no more of them."""
+        loop, count = asyncio.get_running_loop(), len(self._waiting.get(key, ()))
+        quiet = quiet + 1 if count == seen else 0
+        if quiet >= _QUIET_TURNS or loop.time() >= until:
+            self._leave(key)
+        else:
+            self._timers[key] = loop.call_soon(self._settle, key, count, quiet, until)
 
     def _leave(self, key: Hashable) -> None:
         timer = self._timers.pop(key, None)
@@ -118,7 +125,9 @@ class Gatherer(Generic[Item]):
                 self._under_way[key] = left
             else:
                 del self._under_way[key]
-            self._leave(key)
+            if key in self._waiting and key not in self._timers:
+                until = asyncio.get_running_loop().time() + self._max_delay_s
+                self._settle(key, 0, 0, until)
 
 
 class BatchQueue(Generic[Item, Result]):

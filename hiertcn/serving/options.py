@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from hiertcn.errors import InputError
+
+STORE_FOLDER: Final = "store"
+"""Of the user records, in the state folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class SidecarOptions:
     models: str = "triton"
     item_memory: str = "mapped"
     model_deadline_s: float = 0.2
-    batch_delay_s: float = 0.001
+    batch_delay_s: float = 0.002
     max_batch: int = 64
     max_in_flight: int = 256
     target_latency_s: float = 0.2

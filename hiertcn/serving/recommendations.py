@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import ServingError
 from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import fold
-from hiertcn.serving.batching import Gatherer, ModelBatcher, length_bucket
+from hiertcn.serving.batching import Gatherer, ModelBatcher
 from hiertcn.serving.candidate_ranking import (
     drop_repeats,
     padded,
@@ -57,6 +57,9 @@ SMALL_CATALOGUE: Final = 20_000
 
 _MOST_LIVE: Final = 1000
 """Items of a large catalogue that are considered only because they are live."""
+
+_SHORT: Final = 32
+"""Interactions up to which sessions share a model call: padding costs less than another call."""
 
 _TURNS_TO_SEND: Final = 2
 """Turns of the event loop until grpc.aio has sent what it was given."""
@@ -234,11 +237,11 @@ class Recommendations:
         except Exception as error:
             _fail(batch, error)
             return
-        groups: dict[tuple[int, int], list[RecommendationRequest]] = defaultdict(list)
+        groups: dict[tuple[bool, int], list[RecommendationRequest]] = defaultdict(list)
         for request in batch:
             if not request._answer.done() and not request._cut.closed:
-                bucket = length_bucket(len(request._cut.open_rows))
-                groups[bucket, request.timestamp_us // MINUTE_US].append(request)
+                is_long = len(request._cut.open_rows) > _SHORT
+                groups[is_long, request.timestamp_us // MINUTE_US].append(request)
         await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
 
     def _prepare(
@@ -351,7 +354,7 @@ class Recommendations:
         self._gatherer.add(release, request)
 
     async def _rank(self, release: ServingRelease, group: list[RecommendationRequest]) -> None:
-        """Answer requests of one length bucket and one minute."""
+        """Answer requests of one minute whose sessions are all short, or all long."""
         group.sort(key=_is_searched)
         began = time.perf_counter()
         call = asyncio.ensure_future(

@@ -50,21 +50,36 @@ def test_a_lone_item_leaves_at_once_and_one_turns_items_leave_together():
     asyncio.run(run())
 
 
-def test_while_two_are_under_way_the_rest_gathers_and_no_batch_is_too_large():
+def test_while_one_is_under_way_the_rest_gathers_and_no_batch_is_too_large():
     async def run():
         runner = Runner()
         queue = queue_of(runner)
         futures = [queue.submit("a", 1)]
         await begun(runner, 1)
-        futures.append(queue.submit("a", 2))
-        await begun(runner, 1)
-        futures += [queue.submit("a", item) for item in range(3, 12)]
+        futures += [queue.submit("a", item) for item in range(2, 11)]
         runner.end(1)
         await begun(runner, 1)
-        assert runner.batches[2:] == [("a", [3, 4, 5, 6])]
+        assert runner.batches[1:] == [("a", [2, 3, 4, 5])]
         runner.end(10)
-        assert await asyncio.gather(*futures) == [f"a:{item}" for item in range(1, 12)]
-        assert [len(items) for _, items in runner.batches] == [1, 1, 4, 4, 1]
+        assert await asyncio.gather(*futures) == [f"a:{item}" for item in range(1, 11)]
+        assert [len(items) for _, items in runner.batches] == [1, 4, 4, 1]
+
+    asyncio.run(run())
+
+
+def test_items_that_keep_coming_leave_together_when_the_delay_is_over():
+    async def run():
+        runner = Runner()
+        queue = queue_of(runner)
+        runner.end(10)
+        futures = []
+        for item in range(1, 5):
+            futures.append(queue.submit("a", item))
+            # A request takes some turns of the loop to come in.
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert runner.batches == [("a", [1, 2, 3, 4])]
+        await asyncio.gather(*futures)
 
     asyncio.run(run())
 
