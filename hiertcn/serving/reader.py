@@ -29,12 +29,13 @@ from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.activation import Activation
 from hiertcn.serving.admission import Admission
+from hiertcn.serving.crash_note import crashes_noted
 from hiertcn.serving.engine import Engine
 from hiertcn.serving.forwarding import forwarding_handlers
 from hiertcn.serving.item_upserts import ItemUpserts
 from hiertcn.serving.log_tail import LogTail
 from hiertcn.serving.new_items import SAVED_FILE, NewItems
-from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.options import STORE_FOLDER, SidecarOptions
 from hiertcn.serving.recent_interactions import RecentInteractions
 from hiertcn.serving.rpc import method_handlers
 from hiertcn.serving.security import AccessControl
@@ -215,6 +216,8 @@ async def _serve(options: ReaderOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as parts:
+        if not options.sidecar.store:
+            parts.enter_context(crashes_noted(options.sidecar.state_dir / STORE_FOLDER))
         reader = Reader(options)
         await reader.start()
         parts.push_async_callback(reader.stop)

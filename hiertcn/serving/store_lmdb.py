@@ -3,8 +3,10 @@
 The log (``event_log.py``) makes writes durable, so commits are not synced here: after a killed
 process everything committed is still there (the kernel holds the pages); only a crash of the
 machine can tear the tree, which a marker with the kernel's boot id detects: the store is then
-emptied and rebuilt from the log. The position up to which the log is applied is committed in the
-same transaction as the records, so replay neither skips nor repeats an entry.
+emptied and rebuilt from the log. So it is if a page was found damaged, or if the process before
+died in native code, which is what a damaged page of a mapped file can do to it
+(``crash_note.py``). The position up to which the log is applied is committed in the same
+transaction as the records, so replay neither skips nor repeats an entry.
 
 One process writes; others on the same machine may open the store ``read_only`` and see every
 commit at once. LMDB reuses the pages of what was replaced but never gives them back, so a file of
@@ -27,6 +29,7 @@ import lmdb
 
 from hiertcn.errors import InputError, ServingError
 from hiertcn.files import read_json, whole_directory, write_json
+from hiertcn.serving.crash_note import take_note
 from hiertcn.serving.event_log import BEGINNING, Position
 from hiertcn.serving.folder_lock import locked
 from hiertcn.serving.record import (
@@ -44,6 +47,14 @@ _POSITION_KEY: Final = b"applied-log-position"
 _POSITION: Final = struct.Struct("<qq")
 _FIRST_MAP_BYTES: Final = 1 << 30
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_DATA: Final = "data.mdb"
+_DAMAGE: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
 _COMPACT_BYTES: Final = 64 << 20
 _COMPACT_SHARE: Final = 0.25
 
@@ -75,6 +86,7 @@ class LmdbStore:
         self._state_dtype = state_dtype
         self._read_only = read_only
         self._directory = directory
+        self._records = directory / "records"
         self._marker = directory / "state.json"
         self._lock_descriptor: int | None = None
         # A map must not be resized under a reader, whichever thread it is on.
@@ -87,7 +99,9 @@ class LmdbStore:
             self.was_emptied = self._empty_if_torn()
             self._write_marker(clean=False)
         try:
-            self._environment: Any = self._open(map_bytes)
+            self._environment: Any = (
+                self._open(map_bytes) if read_only else self._opened_whole(map_bytes)
+            )
             if not read_only:
                 self._compact_if_mostly_free(map_bytes)
         except lmdb.Error as error:
@@ -191,6 +205,12 @@ class LmdbStore:
                 return refused
             except lmdb.MapFullError:
                 self._grow()
+            except _DAMAGE as error:
+                self._note_damage(str(error))
+                raise ServingError(
+                    f"the record store {self._directory} is damaged ({error}); restart the "
+                    "sidecar, which rebuilds it from the event log"
+                ) from error
             except lmdb.Error as error:
                 raise ServingError(
                     f"the record store {self._directory} cannot be written ({error}); free some "
@@ -213,7 +233,7 @@ class LmdbStore:
 
     def _open(self, map_bytes: int) -> Any:
         return lmdb.open(
-            str(self._directory / "records"),
+            str(self._records),
             map_size=map_bytes,
             readonly=self._read_only,
             create=not self._read_only,
@@ -222,6 +242,34 @@ class LmdbStore:
             max_dbs=0,
             max_readers=512,
         )
+
+    def _opened_whole(self, map_bytes: int) -> Any:
+        try:
+            return self._open_and_try(map_bytes)
+        except _DAMAGE as error:
+            self._empty(f"it is damaged: {error}")
+            self.was_emptied = True
+            return self._open_and_try(map_bytes)
+
+    def _open_and_try(self, map_bytes: int) -> Any:
+        environment = self._open(map_bytes)
+        try:
+            size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if (self._records / _DATA).stat().st_size < size:
+                # Touching a mapped page behind the file's end kills; an empty one is an error.
+                os.truncate(self._records / _DATA, size)
+            transaction = environment.begin(write=True)
+            try:
+                # Reads the list of free pages, as every write will.
+                transaction.put(_POSITION_KEY, transaction.get(_POSITION_KEY, b""))
+            except lmdb.MapFullError:
+                pass
+            finally:
+                transaction.abort()
+        except BaseException:
+            environment.close()
+            raise
+        return environment
 
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         while True:
@@ -238,9 +286,13 @@ class LmdbStore:
         in_file = self._environment.info()["last_pgno"] + 1
         if in_file * pages["psize"] < _COMPACT_BYTES or live > in_file * _COMPACT_SHARE:
             return
-        with whole_directory(self._directory / "records") as aside:
-            self._environment.copy(str(aside), compact=True)
-            self._environment.close()
+        try:
+            with whole_directory(self._records) as aside:
+                self._environment.copy(str(aside), compact=True)
+                self._environment.close()
+        except _DAMAGE as error:
+            self._note_damage(str(error))
+            return
         self._environment = self._open(map_bytes)
         _log.info("compacted %s from %d to %d pages", self._directory, in_file, live)
 
@@ -276,16 +328,22 @@ class LmdbStore:
         _log.info("the record store %s may now hold %d MiB", self._directory, size >> 20)
 
     def _empty_if_torn(self) -> bool:
-        records = self._directory / "records"
-        if not records.exists() or not self._marker.exists():
+        crash = take_note(self._directory)
+        if not self._records.exists() or not self._marker.exists():
             return False
+        if crash:
+            self._empty(f"the process that wrote it crashed:\n{crash}")
+            return True
         marker = read_json(self._marker)
         same_boot = marker["boot_id"] == _boot_id()
         if not marker["damaged"] and (marker["clean"] or same_boot):
             return False
-        _log.warning("%s may be torn by a crash; rebuilding it from the event log", records)
-        shutil.rmtree(records)
+        self._empty("it may be torn by a crash" if not marker["damaged"] else "it is damaged")
         return True
+
+    def _empty(self, reason: str) -> None:
+        _log.warning("rebuilding %s from the event log, because %s", self._records, reason)
+        shutil.rmtree(self._records)
 
     def _write_marker(self, *, clean: bool) -> None:
         write_json(self._marker, {"boot_id": _boot_id(), "clean": clean, "damaged": self._damaged})

@@ -1,7 +1,7 @@
 """Opens the store of user records that the options name."""
 
 from hiertcn.serving.event_log import EventLog, log_identity
-from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.options import STORE_FOLDER, SidecarOptions
 from hiertcn.serving.store import RecordStore
 from hiertcn.serving.store_lmdb import LmdbStore
 from hiertcn.serving.store_valkey import ValkeyStore
@@ -15,7 +15,7 @@ def open_to_read(options: SidecarOptions) -> RecordStore:
         ServingError: the server cannot be reached.
     """
     if not options.store:
-        return LmdbStore(options.state_dir / "store", read_only=True)
+        return LmdbStore(options.state_dir / STORE_FOLDER, read_only=True)
     return ValkeyStore(
         options.store,
         log_identity(options.state_dir / "log"),
@@ -36,7 +36,7 @@ def open_store(options: SidecarOptions, log: EventLog) -> RecordStore:
         ServingError: the server cannot be reached.
     """
     if not options.store:
-        return LmdbStore(options.state_dir / "store", state_dtype=options.state_dtype)
+        return LmdbStore(options.state_dir / STORE_FOLDER, state_dtype=options.state_dtype)
     return ValkeyStore(
         options.store,
         log.identity,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 from hiertcn.errors import HiertcnError
 from hiertcn.files import write_json
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.options import ServeOptions, SidecarOptions
+from hiertcn.serving.crash_note import crashes_noted
+from hiertcn.serving.options import STORE_FOLDER, ServeOptions, SidecarOptions
 from hiertcn.serving.preflight import check_before_starting
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ async def _serve(options: ServeOptions) -> None:
         loop.add_signal_handler(number, stopping.set)
     state_dir = options.sidecar.state_dir
     async with contextlib.AsyncExitStack() as parts:
+        if not options.sidecar.store:
+            parts.enter_context(crashes_noted(state_dir / STORE_FOLDER))
         triton: TritonServer | None = None
         url = options.triton_url
         if url is None and options.sidecar.models == "triton":

@@ -1,0 +1,97 @@
+"""A damaged store costs a rebuild from the log, whichever page it is, and no interaction."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+
+from hiertcn.serving.client import Interaction
+from pipelines.serving_process import ServingProcess
+
+PAGE = 4096
+T0 = 1_767_225_600_000_000 + 3_600_000_000
+USERS = [f"u{n}" for n in range(60)]
+EACH = dict.fromkeys(USERS, 5)
+
+
+@pytest.fixture
+def recorded(shared_toy, start_sidecar, tmp_path):
+    """A state folder with a few hundred interactions in many small commits, cleanly closed."""
+    state = tmp_path / "recorded"
+    running = start_sidecar(shared_toy, "", models="in-process", fsync="os", state_dir=state)
+    for step in range(5):
+        for user in USERS:
+            running.client.record([Interaction(user, f"item-{step}", T0 + step)])
+    running.stop()
+    return state
+
+
+def last_page_zero(data, draw):
+    return data[:-PAGE] + bytes(PAGE)
+
+
+def last_page_random(data, draw):
+    return data[:-PAGE] + draw.randbytes(PAGE)
+
+
+def half_a_page_short(data, draw):
+    return data[: -PAGE // 2]
+
+
+def half_gone(data, draw):
+    return data[: len(data) // 2 // PAGE * PAGE]
+
+
+def beginning_random(data, draw):
+    return draw.randbytes(2 * PAGE) + data[2 * PAGE :]
+
+
+def any_pages_random(data, draw):
+    damaged = bytearray(data)
+    for page in draw.sample(range(2, len(data) // PAGE), 10):
+        damaged[page * PAGE : (page + 1) * PAGE] = draw.randbytes(PAGE)
+    return bytes(damaged)
+
+
+DAMAGES = [
+    *(last_page_zero, last_page_random, half_a_page_short, half_gone, beginning_random),
+    any_pages_random,
+]
+
+
+def test_a_damaged_store_is_rebuilt_from_the_log(recorded, shared_toy, start_sidecar, tmp_path):
+    for damage in DAMAGES:
+        state = tmp_path / damage.__name__
+        shutil.copytree(recorded, state)
+        file = state / "store" / "records" / "data.mdb"
+        file.write_bytes(damage(file.read_bytes(), random.Random(0)))
+        # What only shows once it is read is repaired by the start after that.
+        for _ in range(2):
+            running = start_sidecar(
+                shared_toy, "", models="in-process", fsync="os", state_dir=state
+            )
+            found = {user: running.client.get_user(user) for user in USERS}
+            running.stop()
+        assert {user: len(one.journal) for user, one in found.items()} == EACH, damage
+
+
+def test_a_crash_in_native_code_leaves_a_note_and_the_next_start_a_new_store(
+    recorded, shared_toy, start_sidecar, tmp_path
+):
+    """What touching a damaged page of a mapped file does to a process, at every start."""
+    state = tmp_path / "state"
+    shutil.copytree(recorded, state)
+    serving = ServingProcess(
+        shared_toy.root, state, state / "printed", options=["--models=in-process"]
+    )
+    os.kill(serving.pid, signal.SIGBUS)
+    serving.stop()
+    assert b"Bus error" in (state / "store" / "crash").read_bytes()
+    file = state / "store" / "records" / "data.mdb"
+    file.write_bytes(any_pages_random(file.read_bytes(), random.Random(0)))
+    running = start_sidecar(shared_toy, "", models="in-process", state_dir=state)
+    assert {user: len(running.client.get_user(user).journal) for user in USERS} == EACH
+    assert running.client.record([Interaction("u1", "item-9", T0 + 9)]).accepted == 1
+    assert (state / "store" / "crash").read_bytes() == b""
