@@ -15,7 +15,7 @@ KEEP ?=
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format typecheck proto clean
+.PHONY: help install demo test soak lint format typecheck proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,7 +40,10 @@ demo: install  ## simulate a log (or EVENTS= ITEMS=), run the daily pipeline, se
 	@$(BIN)/python -m pipelines.demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(ITEMS),--items '$(ITEMS)') $(if $(KEEP),--keep) $(OPTIONS)
 
 test: install  ## run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: install  ## kill and load a sidecar for two hours, and report what was lost and how memory grew
+	@$(BIN)/python -m benchmarks.soak --folder .serving_load --kills 50 --minutes 120
 
 lint: install  ## check style
 	@$(BIN)/ruff check .
@@ -57,4 +60,4 @@ proto: install  ## regenerate the gRPC code from recommender.proto
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. hiertcn/serving/recommender.proto
 
 clean:  ## remove what the demo and the tools wrote (not .venv)
-	@rm -rf .demo .mypy_cache .ruff_cache .pytest_cache build dist
+	@rm -rf .demo .serving_load .mypy_cache .ruff_cache .pytest_cache build dist
