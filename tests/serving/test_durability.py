@@ -1,19 +1,15 @@
-"""Nothing acknowledged is lost and nothing is applied twice, whatever dies."""
+"""Nothing acknowledged is lost and nothing is applied twice; `test_faults_soak.py` kills."""
 
-import concurrent.futures
-import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from hiertcn.errors import ServingError
 from hiertcn.events.ingest import ingest
 from hiertcn.events.options import IngestOptions
 from hiertcn.serving.client import Interaction, RecommenderClient
@@ -63,46 +59,6 @@ def serve(shared_toy, shared_triton, tmp_path):
 def journal_of(client: RecommenderClient, user_id: str) -> list[tuple[str, int]]:
     user = client.get_user(user_id)
     return [(entry.item_id, entry.timestamp_us) for entry in user.journal] if user else []
-
-
-def test_a_killed_sidecar_has_every_acknowledged_interaction_once(serve):
-    users = [f"k{n}" for n in range(6)]
-    acknowledged: dict[str, list[tuple[str, int]]] = {user: [] for user in users}
-    sent: dict[str, list[tuple[str, int]]] = {user: [] for user in users}
-
-    def write_until_dead(address: str, user: str, first: int) -> None:
-        with RecommenderClient(address, timeout_s=2.0) as client:
-            for step in range(first, first + 100_000):
-                one = (f"item-{step % 50}", T0 + step)
-                sent[user].append(one)
-                client.record([Interaction(user, *one)])
-                acknowledged[user].append(one)
-
-    for life in range(2):
-        serving = serve()
-        with concurrent.futures.ThreadPoolExecutor(len(users)) as pool:
-            futures = [
-                pool.submit(write_until_dead, serving.address, user, life * 100_000)
-                for user in users
-            ]
-            # The fold runs in between, so state is written while the process dies.
-            with RecommenderClient(serving.address) as client:
-                for _ in range(4):
-                    for user in users:
-                        client.recommend(user, timestamp_us=T0 + HOUR_US * (life + 1))
-            serving.end(signal.SIGKILL)
-            for future in futures:
-                with contextlib.suppress(ServingError):
-                    future.result()
-
-    assert all(acknowledged.values())
-    serving = serve()
-    with RecommenderClient(serving.address) as client:
-        for user in users:
-            counts = Counter(journal_of(client, user))
-            assert set(acknowledged[user]) <= set(counts) <= set(sent[user])
-            assert set(counts.values()) == {1}
-            assert client.record([Interaction(user, *acknowledged[user][-1])]).duplicates == 1
 
 
 def test_sigterm_drains_exports_and_leaves_nothing(serve, tmp_path):
