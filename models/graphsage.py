@@ -257,8 +257,10 @@ class GraphSAGE(nn.Module):
             known = (rows >= 0) & (rows < self.config.items)
             if known.all():
                 return z + self.id_vectors(rows)  # type: ignore[no-any-return]
-            vectors = self.id_vectors(torch.where(known, rows, 0))
-            z = z + torch.where(known.unsqueeze(-1), vectors, 0.0)
+            # Only the known ones are looked up: any other row, too, would get a gradient.
+            places = known.nonzero().squeeze(1)
+            z = z.expand(len(rows), self.config.hidden)
+            return z.index_add(0, places, self.id_vectors(rows[places]))
         return z
 
     def messages(self, layer: int, z: Tensor) -> Tensor:

@@ -43,27 +43,31 @@ class BlockBuilder:
         self._place = np.full(len(neighborhoods), -1, np.int64)
 
     def build(
-        self, targets: NDArray[np.int64], layers: int
+        self, targets: NDArray[np.int64], layers: int, alone: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], Sequence[Block]]:
         """Return the rows of the first layer's sources, int64 [sources], and a block per layer.
 
         Args:
             targets: distinct item rows, int64 [targets].
             layers: number of convolutions; blocks come first layer first.
+            alone: bool [targets], true where a target is to have no neighbors in any layer; None:
+                nowhere.
         """
         rows = np.ascontiguousarray(targets, np.int64)
+        if alone is None:
+            alone = np.zeros(len(rows), np.bool_)
         blocks: list[Block] = []
         for _ in range(layers):
             count = len(rows)
             rows, indptr, neighbors, weights = _expand(
-                rows, self._neighborhoods.rows, self._neighborhoods.weights, self._place
+                rows, alone, self._neighborhoods.rows, self._neighborhoods.weights, self._place
             )
             blocks.append(Block(count, len(rows), indptr, neighbors, weights))
         return rows, blocks[::-1]
 
 
 @compiled
-def _expand(targets: Any, neighbor_rows: Any, neighbor_weights: Any, place: Any) -> Any:
+def _expand(targets: Any, alone: Any, neighbor_rows: Any, neighbor_weights: Any, place: Any) -> Any:
     top = neighbor_rows.shape[1]
     sources = np.empty(len(targets) * (top + 1), np.int64)
     count = len(targets)
@@ -75,7 +79,7 @@ def _expand(targets: Any, neighbor_rows: Any, neighbor_weights: Any, place: Any)
     weights = np.empty(len(targets) * top, np.float32)
     edges = 0
     for k in range(len(targets)):
-        for t in range(top):
+        for t in range(0 if k < len(alone) and alone[k] else top):
             row = neighbor_rows[targets[k], t]
             if row == NO_ITEM:
                 break

@@ -91,18 +91,22 @@ def feature_tensors(
     """
     if features is None:
         return torch.zeros(len(rows), 0), torch.zeros(len(rows), dtype=torch.bool)
-    inside = rows < len(features.present)
-    if not inside.all():
-        values = np.zeros((len(rows), features.values.shape[1]), np.float32)
-        present = np.zeros(len(rows), np.bool_)
-        present[inside] = features.present[rows[inside]]
-        values[inside] = features.values[rows[inside]]
-    else:
+    present = have_features(features, rows)
+    if present.all():
         values = np.take(features.values, rows, axis=0).astype(np.float32, copy=False)
-        present = np.asarray(features.present[rows])
-    if not present.all():
-        values[~present] = 0.0
+    else:
+        values = np.zeros((len(rows), features.values.shape[1]), np.float32)
+        values[present] = features.values[rows[present]]
     return torch.from_numpy(values), torch.from_numpy(present)
+
+
+def have_features(features: ItemFeatures | None, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of some rows have features, bool [n]; rows beyond the features have none."""
+    present = np.zeros(len(rows), np.bool_)
+    if features is not None:
+        inside = rows < len(features.present)
+        present[inside] = features.present[rows[inside]]
+    return present
 
 
 def adjacency(block: Block) -> Tensor:

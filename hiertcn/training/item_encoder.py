@@ -7,6 +7,10 @@ popularity are measured by the same question, so the summary says what training 
 epochs on the whole graph teach the best weights the held-out edges too: drawn by weight, 1% of the
 pairs may be a third of all co-interactions.
 
+An item that comes between two builds has no id vector and may have no neighbors. So each step
+encodes some of its items in that way (``id_dropout``, ``neighborhood_dropout``): hardly an item of
+a graph is alone, so the encoder would not learn what to make of features alone.
+
 Minibatches compute blocks, so memory depends on the batch. Loss, negatives and curve are written
 with the weights; after every epoch a checkpoint from which a killed run continues with the very
 draws it would have made (the epochs on the whole graph start over). Cost: about 0.07 s of CPU a
@@ -31,9 +35,15 @@ from hiertcn.errors import InputError
 from hiertcn.files import write_json
 from hiertcn.graph.blocks import BlockBuilder
 from hiertcn.graph.csr import CSR
-from hiertcn.graph.walks import Neighborhoods, walk_neighborhoods
+from hiertcn.graph.walks import NO_ITEM, Neighborhoods, walk_neighborhoods
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, save_weights
-from hiertcn.training.item_batches import ItemEncoder, ItemFeatures, adjacency, feature_tensors
+from hiertcn.training.item_batches import (
+    ItemEncoder,
+    ItemFeatures,
+    adjacency,
+    feature_tensors,
+    have_features,
+)
 from hiertcn.training.item_checkpoint import (
     Progress,
     copied,
@@ -217,7 +227,7 @@ class EncoderTraining:
             InputError: the loss is not finite.
         """
         pairs = self.sampler.draw(rng, self.options.batch, self.options.negatives, hard)
-        loss = self._loss(pairs)
+        loss = self._loss(pairs, rng)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the item encoder's loss is {loss.item()} at step {at}; lower lr or raise "
@@ -236,12 +246,15 @@ class EncoderTraining:
         vectors = embed_items(self.encoder, self.features, self.neighborhoods, progress=False)
         return hit_rate(vectors, self.held)
 
-    def _loss(self, pairs: PairBatch) -> torch.Tensor:
+    def _loss(self, pairs: PairBatch, rng: np.random.Generator) -> torch.Tensor:
         options, batch = self.options, len(pairs.queries)
         drawn = [pairs.queries, pairs.positives, pairs.shared, pairs.hard.reshape(-1)]
         items, place = np.unique(np.concatenate(drawn), return_inverse=True)
-        rows, blocks = self.builder.build(items, self.encoder.layers)
+        as_new = rng.random(len(items))
+        alone = (as_new < options.neighborhood_dropout) & have_features(self.features, items)
+        rows, blocks = self.builder.build(items, self.encoder.layers, alone)
         given, present = feature_tensors(self.features, rows)
+        rows[: len(items)][as_new < options.id_dropout] = NO_ITEM
         z = self.encoder(
             torch.from_numpy(rows), given, present, [adjacency(block) for block in blocks]
         )

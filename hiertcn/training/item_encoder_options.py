@@ -32,6 +32,11 @@ class ItemEncoderOptions:
             with 0.3.
         margin: of ``max_margin``.
         weight_power: pairs are drawn in proportion to edge weight to this power.
+        id_dropout: share of a step's items that are encoded without their id vectors, as an item
+            added between builds is.
+        neighborhood_dropout: share of a step's items that are encoded without their neighbors,
+            among those with features; they lose their id vectors first, so up to ``id_dropout``
+            they are encoded from features alone.
         patience: epochs without a better hit rate before training stops.
         final_epochs: epochs on the whole graph, after the best epoch was found without the
             held-out edges; 0 for none.
@@ -53,6 +58,8 @@ class ItemEncoderOptions:
     temperature: float = 0.05
     margin: float = 0.3
     weight_power: float = 1.0
+    id_dropout: float = 0.3
+    neighborhood_dropout: float = 0.1
     patience: int = 3
     final_epochs: int = 2
     validation_share: float = 0.05
@@ -78,10 +85,9 @@ class ItemEncoderOptions:
         if self.loss not in ITEM_LOSSES:
             raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(ITEM_LOSSES)}")
         check_ranks(self.hard_ranks)
-        if not 0 <= self.validation_share < 1:
-            raise InputError(
-                f"validation_share is {self.validation_share}; expected a share in [0, 1)"
-            )
+        for name in ("id_dropout", "neighborhood_dropout", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a share in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

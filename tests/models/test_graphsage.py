@@ -162,3 +162,18 @@ def test_weighted_sums_and_their_gradients_are_the_sparse_products():
     (gradient,) = torch.autograd.grad(found, x, taught)
     torch.testing.assert_close(gradient, dense.T @ taught)
     torch.testing.assert_close(transposed(sparse).to_dense(), dense.T)
+
+
+@pytest.mark.parametrize("feature_dim", [0, 3])
+def test_an_item_without_an_id_vector_teaches_none(feature_dim):
+    encoder = make_encoder(feature_dim=feature_dim)
+    encoder.id_vectors.sparse = True
+    features, present = torch.randn(4, feature_dim), torch.ones(4, dtype=torch.bool)
+    rows = torch.tensor([2, -1, 3, 9])
+    z = encoder.embed_inputs(rows, features, present)
+    nothing = encoder.features(features) if feature_dim else torch.zeros(4, 6)
+    for place, row in enumerate(rows.tolist()):
+        own = encoder.id_vectors.weight[row] if 0 <= row < 4 else torch.zeros(6)
+        assert torch.allclose(z[place], nothing[place] + own)
+    z.sum().backward()
+    assert encoder.id_vectors.weight.grad.coalesce().indices().tolist() == [[2, 3]]

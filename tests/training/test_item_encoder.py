@@ -20,6 +20,7 @@ from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_pairs import HeldOutEdges, PairSampler, hold_out_edges
 from models import graphsage
 from models.graphsage import GraphSAGE, GraphSAGEConfig, load_graphsage
+from models.item_encoder_serving import NewItemEncoder
 
 OPTIONS = ItemEncoderOptions(epochs=3, batch=64, negatives=32, steps_per_epoch=20, seed=1)
 
@@ -241,8 +242,69 @@ def test_warm_start_keeps_earlier_rows_and_grows(tmp_path):
 
 def test_wide_features_do_not_collapse_the_vectors(tmp_path):
     csr, features = communities(groups=25), noisy_features(300, width=160)
-    _, _, summary = train(csr, tmp_path, features, replace(OPTIONS, epochs=8, patience=8))
+    _, _, summary = train(csr, tmp_path, features, replace(OPTIONS, epochs=12, patience=12))
     assert summary.hit_rate > 4 * summary.baseline_hit_rates["random"]
+
+
+def test_an_item_of_features_alone_lands_among_its_like(tmp_path):
+    csr, rng = communities(groups=10), np.random.default_rng(0)
+    centers = rng.normal(size=(10, 8)).astype(np.float32)
+    groups = np.repeat(np.arange(10), 12)
+    values = centers[groups] + rng.normal(scale=0.5, size=(120, 8)).astype(np.float32)
+    features = SimpleNamespace(values=values, present=np.ones(120, np.bool_))
+    encoder, walked, _ = train(csr, tmp_path, features, replace(OPTIONS, epochs=5))
+    vectors = embed_items(encoder, features, walked)
+    new = torch.from_numpy(values + rng.normal(scale=0.2, size=(120, 8)).astype(np.float32))
+    found = NewItemEncoder(encoder)(
+        new, torch.ones(120, 1, dtype=torch.int32), torch.zeros(120, 1, 32), torch.zeros(120, 1)
+    )
+    closest = np.argmax(found.numpy() @ vectors.T, axis=1)
+    assert (groups[closest] == groups).mean() > 0.8
+
+
+def test_dropped_neighborhoods_teach_what_stands_for_missing_neighbors(tmp_path):
+    csr, features = communities(groups=3), noisy_features(36)
+    moved = {}
+    for share in (0.0, 0.1):
+        encoder = make_encoder(csr, features)
+        before = [layer.no_neighbors.detach().clone() for layer in encoder.convolutions]
+        options = replace(OPTIONS, epochs=1, validation_share=0, neighborhood_dropout=share)
+        train(csr, tmp_path / str(share), features, options, encoder)
+        moved[share] = [
+            not torch.equal(layer.no_neighbors, was)
+            for layer, was in zip(encoder.convolutions, before, strict=True)
+        ]
+    # No item of this graph is alone by itself.
+    assert moved == {0.0: [False, False], 0.1: [True, True]}
+
+
+def test_items_without_features_keep_their_neighbors_in_training(tmp_path):
+    csr = communities(groups=3)
+    weights = []
+    for share in (0.0, 0.9):
+        options = replace(OPTIONS, epochs=1, neighborhood_dropout=share)
+        weights.append(train(csr, tmp_path / str(share), options=options)[0].state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_target_that_is_to_be_alone_is_as_in_a_graph_without_its_edges():
+    csr, features = communities(groups=3), noisy_features(36)
+    encoder = make_encoder(csr, features).eval()
+    neighborhoods = importance_neighborhoods(csr, top=5, progress=False)
+    alone = np.arange(36) % 4 == 1
+    rows, blocks = BlockBuilder(neighborhoods).build(np.arange(36), 2, alone)
+    given, present = feature_tensors(features, rows)
+    with torch.no_grad():
+        found = encoder(
+            torch.from_numpy(rows), given, present, [adjacency(block) for block in blocks]
+        )
+    without = replace(
+        neighborhoods,
+        rows=np.where(alone[:, None], -1, neighborhoods.rows),
+        weights=np.where(alone[:, None], np.float32(0), neighborhoods.weights),
+    )
+    np.testing.assert_allclose(found, embed_items(encoder, features, without), atol=1e-6)
 
 
 @pytest.mark.parametrize("items", [1, 4])
@@ -342,3 +404,6 @@ def test_disagreeing_inputs_are_named(tmp_path):
         train(csr, tmp_path, features)
     with pytest.raises(InputError, match="loss is 'l3'"):
         ItemEncoderOptions(loss="l3")
+    for name in ("id_dropout", "neighborhood_dropout", "validation_share"):
+        with pytest.raises(InputError, match=f"{name} is 1.0; expected a share"):
+            ItemEncoderOptions(**{name: 1.0})
