@@ -88,6 +88,7 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
             inside the block.
     """
     try:
+        import pyspark  # noqa: F401
         from py4j.protocol import Py4JError  # type: ignore[import-untyped]
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
