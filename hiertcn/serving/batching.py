@@ -43,8 +43,8 @@ Result = TypeVar("Result")
 
 # While one runs the next one gathers; a second would only split it.
 _MAX_UNDER_WAY: Final = 1
-# A request comes in over as many events, each of which takes a turn.
-_QUIET_TURNS: Final = 8
+# A request comes in over some events, each of which takes a turn, and so do the answers before it.
+_QUIET_TURNS: Final = 4
 _COMPLAIN_EVERY_S: Final = 5.0
 _MAX_SENT: Final = LENGTH_BUCKETS[-1]
 
@@ -71,6 +71,7 @@ class Gatherer(Generic[Item]):
         self._waiting: dict[Hashable, list[Item]] = {}
         self._timers: dict[Hashable, asyncio.Handle] = {}
         self._under_way: dict[Hashable, int] = {}
+        self._last = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, key: Hashable, item: Item) -> None:
@@ -94,7 +95,8 @@ class Gatherer(Generic[Item]):
         """Let the items leave once some turns of the loop brought no more of them."""
         loop, count = asyncio.get_running_loop(), len(self._waiting.get(key, ()))
         quiet = quiet + 1 if count == seen else 0
-        if quiet >= _QUIET_TURNS or loop.time() >= until:
+        # Callers who were answered together mostly come back together.
+        if quiet >= _QUIET_TURNS * (1 + self._last) or loop.time() >= until:
             self._leave(key)
         else:
             self._timers[key] = loop.call_soon(self._settle, key, count, quiet, until)
@@ -107,6 +109,7 @@ class Gatherer(Generic[Item]):
         if not waiting:
             return
         batch, rest = waiting[: self._max_batch], waiting[self._max_batch :]
+        self._last = len(batch)
         if rest:
             self._waiting[key] = rest
         self._under_way[key] = self._under_way.get(key, 0) + 1

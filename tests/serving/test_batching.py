@@ -76,7 +76,7 @@ def test_items_that_keep_coming_leave_together_when_the_delay_is_over():
         for item in range(1, 5):
             futures.append(queue.submit("a", item))
             # A request takes some turns of the loop to come in.
-            for _ in range(5):
+            for _ in range(3):
                 await asyncio.sleep(0)
         assert runner.batches == [("a", [1, 2, 3, 4])]
         await asyncio.gather(*futures)
