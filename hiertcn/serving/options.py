@@ -1,6 +1,6 @@
 """How a sidecar and the process around it run; importing this costs nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -79,7 +79,8 @@ class SidecarOptions:
     segment_bytes: int = 64 << 20
     segment_age_s: float = 3600.0
     fsync: str = "always"
-    store: str = ""
+    # Its URL may hold a password.
+    store: str = field(default="", repr=False)
     state_dtype: str = "float32"
     user_ttl_s: float = 0.0
     store_limit_bytes: int = 0
