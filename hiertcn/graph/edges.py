@@ -35,9 +35,10 @@ from tqdm import tqdm
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
 from hiertcn.files import sha256, whole_file
-from hiertcn.graph.engine import GraphEngine, OrderedRows, connect
+from hiertcn.graph.engine import GraphEngine, connect
 from hiertcn.graph.log_fingerprints import DayFingerprint, log_fingerprints, row_count
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import (
     COUNT,
     DAY,

@@ -18,32 +18,14 @@ import duckdb
 import ibis
 import ibis.expr.datatypes as dt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.ordered_rows import OrderedRows
 
 _SPILL_PREFIX: Final = ".spill-"
 _LOCK_FILE: Final = "lock"
-
-
-class OrderedRows:
-    """The result of an ordered query, in files; whoever asked for it reads it once.
-
-    Attributes:
-        count: number of rows.
-    """
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
-        self.count: int = sum(pq.read_metadata(file).num_rows for file in files)
-
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in order, at most ``rows`` at a time."""
-        for path in self._files:
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(batch_size=rows)
 
 
 class GraphEngine(Protocol):

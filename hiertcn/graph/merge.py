@@ -26,8 +26,9 @@ from hiertcn.events.columns import DATE
 from hiertcn.files import whole_directory, write_json
 from hiertcn.graph.csr import CSR, STATISTICS_FILE, write_csr
 from hiertcn.graph.edges import partition_path, stored_dates
-from hiertcn.graph.engine import GraphEngine, OrderedRows, connect
+from hiertcn.graph.engine import GraphEngine, connect
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import COUNT, SOURCE, TARGET
 from hiertcn.items.index import IdIndex
 

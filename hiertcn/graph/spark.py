@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
-from hiertcn.graph.engine import OrderedRows
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.ordered_rows import OrderedRows
 
 _CONNECT: Final = "sc://"
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGT])i?B?", re.IGNORECASE)
