@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from gensim.models import Word2Vec
 from numpy.typing import NDArray
 
 from benchmarks.item_embeddings_data import LogName, RetrievalCase
+from hiertcn.errors import InputError
 from hiertcn.graph.walks import importance_neighborhoods
 from hiertcn.training.item_encoder import train_item_encoder
 from hiertcn.training.item_encoder_options import ItemEncoderOptions
@@ -188,6 +188,13 @@ def _neighbors(case: RetrievalCase, options: Options, folder: Path) -> Scores:
 def _item2vec(case: RetrievalCase, options: Options, folder: Path) -> Scores:
     rows = case.sessions.item_rows.astype(str).tolist()
     offsets = case.sessions.session_offsets.tolist()
+    try:
+        from gensim.models import Word2Vec
+    except ImportError as error:
+        raise InputError(
+            f"item2vec needs the extra benchmarks ({error}); install 'hiertcn[benchmarks]' or "
+            "leave the row out"
+        ) from error
     sentences = [
         rows[start:stop] for start, stop in itertools.pairwise(offsets) if stop - start > 1
     ]
