@@ -21,13 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from hiertcn.errors import HiertcnError
 from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.activation import Activation
 from hiertcn.serving.admission import Admission
 from hiertcn.serving.crash_note import crashes_noted
 from hiertcn.serving.engine import Engine
@@ -115,39 +112,17 @@ class Reader(Sidecar):
         applied = await asyncio.to_thread(getattr, store, "applied")
         tail = LogTail(options.state_dir / "log", applied)
         await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, tail)
-        activation = Activation(
-            repository,
-            control,
-            inference,
-            models,
-            self.metrics,
-            recent,
-            upserts,
-            journal_entries=options.journal_entries,
-        )
-        self._parts.callback(activation.close)
-        await activation.start()
-        self._activation = activation
+        activation = await self._activate(repository, control, inference, models, recent, upserts)
         release, bound = activation.current_with_bound()
         await asyncio.to_thread(recent.fill, tail, tail.position, bound.oldest_watermark_us)
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)
-        engine = Engine(
-            lambda: activation.current,
-            store,
-            RemoteWriter(channel),
-            models,
-            self.metrics,
-            upserts,
-            max_batch=options.max_batch,
-            max_delay_s=options.batch_delay_s,
-        )
-        self._parts.callback(engine.close)
+        engine = self._engine(activation, store, RemoteWriter(channel), models, upserts)
         for following in (activation.watch(), self._follow(tail, store, recent, upserts)):
             self._parts.push_async_callback(cancelled, asyncio.create_task(following))
         # Bound last: the kernel gives a listening process its share of the callers at once.
         server = self._bind(self._interceptors(access))
-        await self._answer_reads(server, engine, channel)
+        await self._answer(server, self._handlers(engine, channel))
         gc.collect()
         gc.freeze()
 
@@ -173,7 +148,7 @@ class Reader(Sidecar):
             except Exception:
                 _log.exception("following the writing process failed; trying again")
 
-    async def _answer_reads(self, server: Any, engine: Engine, channel: Any) -> None:
+    def _handlers(self, engine: Engine, channel: Any) -> tuple[Any, ...]:
         admission = Admission(
             self._options.max_in_flight, self.metrics, target_s=self._options.target_latency_s
         )
@@ -182,24 +157,10 @@ class Reader(Sidecar):
             **forwarding_handlers(RECOMMENDER, channel, but=_RANKS),
             **method_handlers(RECOMMENDER, methods, self.metrics, admission, only=_RANKS),
         }
-        checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(RECOMMENDER, handlers),
-                grpc.method_handlers_generic_handler(
-                    RELEASES, forwarding_handlers(RELEASES, channel)
-                ),
-            )
+        return (
+            grpc.method_handlers_generic_handler(RECOMMENDER, handlers),
+            grpc.method_handlers_generic_handler(RELEASES, forwarding_handlers(RELEASES, channel)),
         )
-        reflection.enable_server_reflection(
-            (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        for name in ("", RECOMMENDER, RELEASES):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await server.start()
-        self._parts.push_async_callback(server.stop, self._options.drain_s)
-        self._parts.push_async_callback(checks.enter_graceful_shutdown)
 
 
 _CHANNEL: Final = (

@@ -44,6 +44,7 @@ from hiertcn.serving.servicers import (
     ReleaseMethods,
 )
 from hiertcn.serving.shared_arrivals import SharedArrivals
+from hiertcn.serving.store import RecordStore
 from hiertcn.serving.store_opening import open_store
 from hiertcn.serving.store_valkey import ValkeyStore
 from hiertcn.serving.sweeper import Sweeper
@@ -51,7 +52,7 @@ from hiertcn.serving.tracing import Tracing
 from hiertcn.serving.triton_models import TritonModels
 from hiertcn.serving.validation import wall_clock_us
 from hiertcn.serving.warmer import Warmer
-from hiertcn.serving.writer import RecordWriter
+from hiertcn.serving.writer import RecordWriter, Writer
 from hiertcn.serving.writer_door import fold_handler, writer_url
 
 _log = logging.getLogger(__name__)
@@ -153,21 +154,7 @@ class Sidecar:
         self.metrics.new_items.set_function(lambda: len(new_items))
         upserts = ItemUpserts(new_items, inference)
         recent = RecentInteractions()
-        activation = Activation(
-            repository,
-            control,
-            inference,
-            models,
-            self.metrics,
-            recent,
-            upserts,
-            journal_entries=options.journal_entries,
-            item_memory=options.item_memory,
-        )
-        self._parts.callback(activation.close)
-        await activation.start()
-        self._activation = activation
-
+        activation = await self._activate(repository, control, inference, models, recent, upserts)
         writer = RecordWriter(
             log,
             store,
@@ -192,17 +179,7 @@ class Sidecar:
             shared.start()
             self._parts.push_async_callback(asyncio.to_thread, shared.stop)
 
-        engine = Engine(
-            lambda: activation.current,
-            store,
-            writer,
-            models,
-            self.metrics,
-            upserts,
-            max_batch=options.max_batch,
-            max_delay_s=options.batch_delay_s,
-        )
-        self._parts.callback(engine.close)
+        engine = self._engine(activation, store, writer, models, upserts)
         self.store = store
         self.warmer = Warmer(store, writer, models, recent, self.metrics, options.state_dir)
         self._parts.push_async_callback(self.warmer.close)
@@ -224,7 +201,11 @@ class Sidecar:
         admission = Admission(
             options.max_in_flight, self.metrics, target_s=options.target_latency_s
         )
-        handlers = await self._answer(server, engine, repository, activation, admission)
+        handlers = (
+            service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics, admission),
+            service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
+        )
+        await self._answer(server, handlers)
         if self._door is not None:
             await self._open_door(self._door, (*handlers, fold_handler(writer)))
         await self._show(engine, access, admission)
@@ -232,6 +213,52 @@ class Sidecar:
         gc.collect()
         gc.freeze()
         _log.info("the sidecar serves release %d on %s", activation.current.number, self.address)
+
+    async def _activate(
+        self,
+        repository: ReleaseRepository,
+        control: ModelControl,
+        inference: Inference,
+        models: ModelBatcher,
+        recent: RecentInteractions,
+        upserts: ItemUpserts,
+    ) -> Activation:
+        activation = Activation(
+            repository,
+            control,
+            inference,
+            models,
+            self.metrics,
+            recent,
+            upserts,
+            journal_entries=self._options.journal_entries,
+            item_memory=self._options.item_memory,
+        )
+        self._parts.callback(activation.close)
+        await activation.start()
+        self._activation = activation
+        return activation
+
+    def _engine(
+        self,
+        activation: Activation,
+        store: RecordStore,
+        writer: Writer,
+        models: ModelBatcher,
+        upserts: ItemUpserts,
+    ) -> Engine:
+        engine = Engine(
+            lambda: activation.current,
+            store,
+            writer,
+            models,
+            self.metrics,
+            upserts,
+            max_batch=self._options.max_batch,
+            max_delay_s=self._options.batch_delay_s,
+        )
+        self._parts.callback(engine.close)
+        return engine
 
     def _serve_metrics(self) -> None:
         options = self._options
@@ -310,21 +337,11 @@ class Sidecar:
             ) from None
         return server
 
-    async def _answer(
-        self,
-        server: Any,
-        engine: Engine,
-        repository: ReleaseRepository,
-        activation: Activation,
-        admission: Admission,
-    ) -> tuple[Any, ...]:
+    async def _answer(self, server: Any, handlers: Sequence[Any]) -> None:
+        """Let callers in, and say so to whoever probes."""
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        handlers = (
-            service_handler(RECOMMENDER, RecommenderMethods(engine), self.metrics, admission),
-            service_handler(RELEASES, ReleaseMethods(repository, activation), self.metrics),
-        )
-        server.add_generic_rpc_handlers(handlers)
+        server.add_generic_rpc_handlers(tuple(handlers))
         reflection.enable_server_reflection(
             (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
@@ -335,7 +352,6 @@ class Sidecar:
         self._parts.push_async_callback(checks.enter_graceful_shutdown)
         self._parts.callback(setattr, self._probes, "is_ready", False)
         self._probes.is_ready = True
-        return handlers
 
     async def _open_door(self, door: Path, handlers: Sequence[Any]) -> None:
         """Answer the other processes of this sidecar; they have let the callers in."""

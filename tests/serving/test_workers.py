@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -139,6 +140,15 @@ def test_errors_come_back_through_every_process(serving):
             pb.RecordInteractionsResponse.FromString(reply) for reply in ask(iter([one] * 3))
         ]
         assert [reply.accepted for reply in replies] == [1, 1, 1]
+
+
+def test_every_process_says_that_it_is_ready(serving):
+    pages = [serving.about["metrics"], *serving.about["worker_metrics"]]
+    assert len(pages) == WORKERS
+    for page in pages:
+        # An error status would raise.
+        with urllib.request.urlopen(page.replace("/metrics", "/readyz"), timeout=10) as answer:
+            assert answer.read() == b"yes\n"
 
 
 def test_a_process_that_dies_is_replaced(serving):
