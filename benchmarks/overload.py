@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.serving_load import Load, prepared_release
+from benchmarks.serving_load import Load, load_parser, prepared_release
 from hiertcn.files import write_json
 from pipelines.serving_process import ServingProcess
 
@@ -25,14 +25,7 @@ _UNBOUNDED: Final = 1_000_000
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True, help="release, bodies and binary")
-    parser.add_argument("--items", type=int, default=200_000)
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--without-terms", action="store_true", help="the paper's configuration")
-    parser.add_argument("--workers", type=int, default=1)
+    parser = load_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=2.0)
     parser.add_argument("--times", type=float, default=5.0, help="the sustained rate")
@@ -49,7 +42,7 @@ def main() -> None:
                 root,
                 Path(scratch, "state"),
                 Path(scratch, "log"),
-                options=[f"--max-in-flight={bound}"]
+                options=[f"--max-in-flight={bound}", f"--models={arguments.models}"]
                 + ([f"--workers={arguments.workers}"] if arguments.workers > 1 else []),
             )
             try:

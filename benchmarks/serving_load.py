@@ -44,15 +44,7 @@ _LISTS: Final = 4096
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True, help="release, bodies and binary")
-    parser.add_argument("--items", type=int, default=200_000)
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--without-terms", action="store_true", help="the paper's configuration")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--models", choices=("triton", "in-process"), default="triton")
+    parser = load_parser(__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=2.0)
@@ -119,6 +111,20 @@ def prepared_release(folder: Path, arguments: argparse.Namespace) -> Path:
         )
         shutil.rmtree(parts)
     return root
+
+
+def load_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark of a loaded sidecar takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="release, bodies and binary")
+    parser.add_argument("--items", type=int, default=200_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--without-terms", action="store_true", help="the paper's configuration")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--models", choices=("triton", "in-process"), default="triton")
+    return parser
 
 
 class Load:

@@ -39,7 +39,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.serving_load import Load, prepared_release
+from benchmarks.serving_load import Load, load_parser, prepared_release
 from benchmarks.serving_load_release import item_ids
 from hiertcn.errors import InputError
 from hiertcn.files import write_json
@@ -67,15 +67,7 @@ _WRONG: Final = (
 
 def main() -> None:
     """Kill, load and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True, help="release, bodies and binary")
-    parser.add_argument("--items", type=int, default=200_000)
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--without-terms", action="store_true", help="the paper's configuration")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--models", choices=("triton", "in-process"), default="triton")
+    parser = load_parser(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=120.0, help="of steady load")
     parser.add_argument("--rate", type=float, default=500.0, help="requests/s of it")
