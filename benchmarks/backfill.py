@@ -26,7 +26,7 @@ from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.files import write_json
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
-from hiertcn.serving.backfill import backfill_states
+from hiertcn.serving.records.backfill import backfill_states
 from hiertcn.sessions.store import SessionStore, StoreMeta
 
 _DIM: Final = 128

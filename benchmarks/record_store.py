@@ -25,11 +25,11 @@ import lmdb
 import numpy as np
 
 from hiertcn.files import write_json
-from hiertcn.serving.event_log import Position
-from hiertcn.serving.record import EMPTY_JOURNAL, UserRecord, encode, new_record, user_key
-from hiertcn.serving.store import Change, RecordStore
-from hiertcn.serving.store_lmdb import LmdbStore
-from hiertcn.serving.store_valkey import ValkeyStore
+from hiertcn.serving.log.event_log import Position
+from hiertcn.serving.records.record import EMPTY_JOURNAL, UserRecord, encode, new_record, user_key
+from hiertcn.serving.stores.store import Change, RecordStore
+from hiertcn.serving.stores.store_lmdb import LmdbStore
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 _BATCH: Final = 64
 _ROUND_S: Final = 0.5
@@ -38,8 +38,8 @@ _SERVER_USERS: Final = 100_000
 _RESTART: Final = """
 import sys, time
 from pathlib import Path
-from hiertcn.serving.record import user_key
-from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.records.record import user_key
+from hiertcn.serving.stores.store_lmdb import LmdbStore
 began = time.perf_counter()
 store = LmdbStore(Path(sys.argv[1]))
 assert store.get(user_key("user-7")) is not None and store.applied.segment == 1

@@ -28,7 +28,7 @@ from benchmarks.serving_load import prepared_release
 from benchmarks.serving_load_release import item_ids, user_ids
 from hiertcn.files import write_json
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.access import Access
+from hiertcn.serving.security.access import Access
 from pipelines.serving_process import ServingProcess
 
 _METHOD: Final = "/hiertcn.v1.Recommender/Recommend"

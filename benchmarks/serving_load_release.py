@@ -21,8 +21,8 @@ from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.live_windows import MinuteCounts
-from hiertcn.serving.snapshot import LIVE_COUNTS, TRANSITIONS, new_snapshot
+from hiertcn.serving.live.live_windows import MinuteCounts
+from hiertcn.serving.records.snapshot import LIVE_COUNTS, TRANSITIONS, new_snapshot
 from hiertcn.sessions.live_counts import MINUTE_US
 from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable

@@ -35,7 +35,7 @@ def backfill_user_states(
 
         from hiertcn.export.term_gate import TERMS_FILE
         from hiertcn.items.table import ItemTable
-        from hiertcn.serving.backfill import backfill_states
+        from hiertcn.serving.records.backfill import backfill_states
         from hiertcn.sessions.store import SessionStore
 
         exported = Path(onnx.path)

@@ -93,8 +93,8 @@ def recommend(
 ) -> None:
     """Ask a running sidecar for recommendations."""
     from hiertcn.cli_filters import read_filters
-    from hiertcn.serving.access import Access
     from hiertcn.serving.client import RecommenderClient
+    from hiertcn.serving.security.access import Access
 
     timestamp_us = _time_us(timestamp, "--timestamp") if timestamp is not None else None
     access = Access(tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file)
@@ -160,9 +160,9 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Record interactions; when it returns they are on the sidecar's disk."""
-    from hiertcn.serving.access import Access
     from hiertcn.serving.client import Interaction, RecommenderClient
-    from hiertcn.serving.interactions_file import read_interactions
+    from hiertcn.serving.client.interactions_file import read_interactions
+    from hiertcn.serving.security.access import Access
 
     if (file is None) == (user is None and item is None):
         raise InputError("give either FILE or --user and --item; expected exactly one of the two")
@@ -226,7 +226,7 @@ def simulate(
 
 
 def _time_us(text: str, field: str) -> int:
-    from hiertcn.serving.interactions_file import time_us
+    from hiertcn.serving.client.interactions_file import time_us
 
     return time_us(text, field)
 

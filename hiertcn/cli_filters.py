@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from hiertcn.errors import InputError
-from hiertcn.serving.client_messages import Filter
+from hiertcn.serving.client.messages import Filter
 
 _FILTER: Final = re.compile(r"(?P<column>[^=!<>]+)(?P<how>=|!=|>=|<=)(?P<value>.+)", re.DOTALL)
 

@@ -44,9 +44,9 @@ def upsert(
     as_json: AsJson = False,
 ) -> None:
     """Add items that the release does not know; when it returns they are candidates."""
-    from hiertcn.serving.access import Access
     from hiertcn.serving.client import NewItem, RecommenderClient
-    from hiertcn.serving.client_items import attribute_of, read_items
+    from hiertcn.serving.client.items import attribute_of, read_items
+    from hiertcn.serving.security.access import Access
 
     if (file is None) == (item is None):
         raise InputError("give either FILE or --item; expected exactly one of the two")

@@ -168,7 +168,7 @@ def serve(
     """Start Triton and the sidecar, and serve until SIGTERM or Ctrl-C."""
     from hiertcn.release.repository import ReleaseRepository
     from hiertcn.serving.options import ServeOptions, SidecarOptions
-    from hiertcn.serving.supervisor import serve as serve_forever
+    from hiertcn.serving.processes.supervisor import serve as serve_forever
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
-from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+from hiertcn.serving.records.snapshot import NEVER_US, StateSnapshot
 
 ITEMS, USERS = 30, 5
 GAP_US = 1_800_000_000

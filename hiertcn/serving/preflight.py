@@ -6,9 +6,9 @@ import socket
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.options import ServeOptions, SidecarOptions
-from hiertcn.serving.tls import ServerTls
-from hiertcn.serving.tokens import TokenFile
-from hiertcn.serving.triton_install import find_tritonserver
+from hiertcn.serving.processes.triton_install import find_tritonserver
+from hiertcn.serving.security.tls import ServerTls
+from hiertcn.serving.security.tokens import TokenFile
 
 
 def check_before_starting(options: ServeOptions) -> None:

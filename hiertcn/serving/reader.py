@@ -25,23 +25,23 @@ import grpc
 from hiertcn.errors import HiertcnError
 from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.admission import Admission
-from hiertcn.serving.crash_note import crashes_noted
-from hiertcn.serving.engine import Engine
-from hiertcn.serving.forwarding import forwarding_handlers
-from hiertcn.serving.item_upserts import ItemUpserts
-from hiertcn.serving.log_tail import LogTail
-from hiertcn.serving.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.log.tail import LogTail
+from hiertcn.serving.new_items.item_upserts import ItemUpserts
+from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.options import STORE_FOLDER, SidecarOptions
-from hiertcn.serving.recent_interactions import RecentInteractions
-from hiertcn.serving.rpc import method_handlers
-from hiertcn.serving.security import AccessControl
-from hiertcn.serving.servicers import RECOMMENDER, RELEASES, RecommenderMethods
+from hiertcn.serving.ranking.engine import Engine
+from hiertcn.serving.records.writer_door import RemoteWriter, writer_url
+from hiertcn.serving.rpc.admission import Admission
+from hiertcn.serving.rpc.forwarding import forwarding_handlers
+from hiertcn.serving.rpc.methods import method_handlers
+from hiertcn.serving.rpc.servicers import RECOMMENDER, RELEASES, RecommenderMethods
+from hiertcn.serving.rpc.validation import wall_clock_us
+from hiertcn.serving.security.access_control import AccessControl
 from hiertcn.serving.sidecar import Sidecar, cancelled
-from hiertcn.serving.store import RecordStore
-from hiertcn.serving.store_opening import open_to_read
-from hiertcn.serving.validation import wall_clock_us
-from hiertcn.serving.writer_door import RemoteWriter, writer_url
+from hiertcn.serving.stores.crash_note import crashes_noted
+from hiertcn.serving.stores.store import RecordStore
+from hiertcn.serving.stores.store_opening import open_to_read
 
 _log = logging.getLogger(__name__)
 

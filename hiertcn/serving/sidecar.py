@@ -21,39 +21,39 @@ from grpc_reflection.v1alpha import reflection
 
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.activation import Activation
-from hiertcn.serving.admission import Admission
-from hiertcn.serving.batching import ModelBatcher
-from hiertcn.serving.engine import Engine
-from hiertcn.serving.event_log import EventLog, Fsync
-from hiertcn.serving.inference import Inference, ModelControl, TritonInference
-from hiertcn.serving.item_upserts import ItemUpserts
-from hiertcn.serving.metrics import Metrics
-from hiertcn.serving.metrics_server import Probes
-from hiertcn.serving.models_in_process import InProcessModels
-from hiertcn.serving.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.inference.inference import Inference, ModelControl, TritonInference
+from hiertcn.serving.inference.models_in_process import InProcessModels
+from hiertcn.serving.inference.triton_models import TritonModels
+from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.shared_arrivals import SharedArrivals
+from hiertcn.serving.log.event_log import EventLog, Fsync
+from hiertcn.serving.new_items.item_upserts import ItemUpserts
+from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.observability.metrics_server import Probes
+from hiertcn.serving.observability.tracing import Tracing
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.preflight import require
-from hiertcn.serving.recent_interactions import RecentInteractions
-from hiertcn.serving.rpc import service_handler
-from hiertcn.serving.security import AccessControl, AccessInterceptor, server_tls
-from hiertcn.serving.servicers import (
+from hiertcn.serving.ranking.batching import ModelBatcher
+from hiertcn.serving.ranking.engine import Engine
+from hiertcn.serving.records.sweeper import Sweeper
+from hiertcn.serving.records.warmer import Warmer
+from hiertcn.serving.records.writer import RecordWriter, Writer
+from hiertcn.serving.records.writer_door import fold_handler, writer_url
+from hiertcn.serving.releases.activation import Activation
+from hiertcn.serving.rpc.admission import Admission
+from hiertcn.serving.rpc.methods import service_handler
+from hiertcn.serving.rpc.servicers import (
     RECOMMENDER,
     RELEASES,
     RecommenderMethods,
     ReleaseMethods,
 )
-from hiertcn.serving.shared_arrivals import SharedArrivals
-from hiertcn.serving.store import RecordStore
-from hiertcn.serving.store_opening import open_store
-from hiertcn.serving.store_valkey import ValkeyStore
-from hiertcn.serving.sweeper import Sweeper
-from hiertcn.serving.tracing import Tracing
-from hiertcn.serving.triton_models import TritonModels
-from hiertcn.serving.validation import wall_clock_us
-from hiertcn.serving.warmer import Warmer
-from hiertcn.serving.writer import RecordWriter, Writer
-from hiertcn.serving.writer_door import fold_handler, writer_url
+from hiertcn.serving.rpc.validation import wall_clock_us
+from hiertcn.serving.security.access_control import AccessControl, AccessInterceptor, server_tls
+from hiertcn.serving.stores.store import RecordStore
+from hiertcn.serving.stores.store_opening import open_store
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 _log = logging.getLogger(__name__)
 

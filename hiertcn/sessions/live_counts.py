@@ -7,7 +7,7 @@ The running minute never counts, so nothing is looked at ahead when a log is rep
 sidecar need not recount before the next minute.
 
 This module reconstructs the counts for any time of a session store, for training and evaluation;
-hiertcn/serving/live_windows.py keeps them for the present. Memory: 12 bytes an interaction at most.
+``live_windows.py`` of serving keeps them for the present. Memory: 12 bytes an interaction at most.
 """
 
 from typing import Any, Final

@@ -19,7 +19,7 @@ from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import Filter, Interaction, RecommenderClient
-from hiertcn.serving.snapshot import StateSnapshot
+from hiertcn.serving.records.snapshot import StateSnapshot
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.store import SessionStore

@@ -29,9 +29,9 @@ from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import RecommenderClient
 from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.processes.triton import TritonServer
+from hiertcn.serving.records.snapshot import StateSnapshot
 from hiertcn.serving.sidecar import Sidecar
-from hiertcn.serving.snapshot import StateSnapshot
-from hiertcn.serving.triton import TritonServer
 
 LAYERS, HIDDEN, DIM = 2, 6, 5
 GAP_US = 1_800_000_000

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hiertcn.errors import OverloadError
-from hiertcn.serving.admission import MethodBound
+from hiertcn.serving.rpc.admission import MethodBound
 
 
 class Clock:

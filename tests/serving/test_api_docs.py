@@ -9,9 +9,9 @@ from google.protobuf import json_format
 
 from hiertcn import errors
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving import validation
 from hiertcn.serving.options import SidecarOptions
-from hiertcn.serving.status import status_of
+from hiertcn.serving.rpc import validation
+from hiertcn.serving.rpc.status import status_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hiertcn.errors import InputError
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
-from hiertcn.serving import backfill
-from hiertcn.serving.backfill import backfill_states
-from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+from hiertcn.serving.records import backfill
+from hiertcn.serving.records.backfill import backfill_states
+from hiertcn.serving.records.snapshot import NEVER_US, StateSnapshot
 from hiertcn.sessions.store import SessionStore, StoreMeta
 
 GAP_US, ITEMS = 100, 20

@@ -4,7 +4,7 @@ import pytest
 
 from hiertcn.errors import ServingError
 from hiertcn.export.tensors import LENGTH_BUCKETS
-from hiertcn.serving.batching import BatchQueue, length_bucket
+from hiertcn.serving.ranking.batching import BatchQueue, length_bucket
 
 
 class Runner:

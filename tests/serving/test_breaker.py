@@ -1,4 +1,4 @@
-from hiertcn.serving.breaker import CircuitBreaker
+from hiertcn.serving.inference.breaker import CircuitBreaker
 
 
 class Clock:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError, ServingError
-from hiertcn.serving.event_export import SCHEMA, export_parquet
-from hiertcn.serving.event_log import (
+from hiertcn.serving.log.event_export import SCHEMA, export_parquet
+from hiertcn.serving.log.event_log import (
     BEGINNING,
     EventLog,
     Fsync,
@@ -17,7 +17,7 @@ from hiertcn.serving.event_log import (
     LoggedInteraction,
     Position,
 )
-from hiertcn.serving.record import user_key
+from hiertcn.serving.records.record import user_key
 
 DAY_US = 86_400_000_000
 

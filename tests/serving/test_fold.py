@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertcn.serving import fold
-from hiertcn.serving.fold import JournalBound, Outcome
-from hiertcn.serving.record import NEVER_US, NO_RELEASE, decode, encode
-from hiertcn.serving.snapshot import UserSnapshot
+from hiertcn.serving.records import fold
+from hiertcn.serving.records.fold import JournalBound, Outcome
+from hiertcn.serving.records.record import NEVER_US, NO_RELEASE, decode, encode
+from hiertcn.serving.records.snapshot import UserSnapshot
 
 GAP_US = 100
 BOUND = JournalBound(entries=1000, oldest_watermark_us=0)

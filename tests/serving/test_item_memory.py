@@ -8,7 +8,7 @@ import pytest
 
 from hiertcn.errors import InputError
 from hiertcn.serving.options import SidecarOptions
-from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.releases.serving_release import ServingRelease
 
 NUMBER = 2026010101
 

@@ -12,13 +12,13 @@ from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
-from hiertcn.serving.item_overlay import (
+from hiertcn.serving.log.logged_items import LoggedItem
+from hiertcn.serving.new_items.item_overlay import (
     CatalogueItems,
     CatalogueNeighbors,
     CatalogueTable,
     ItemOverlay,
 )
-from hiertcn.serving.logged_items import LoggedItem
 
 ITEMS, DIM = 12, 4
 BATCHES = st.lists(

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
-from hiertcn.serving import live_windows, recent_interactions
-from hiertcn.serving.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
-from hiertcn.serving.live_windows import LiveWindows, MinuteCounts
-from hiertcn.serving.recent_interactions import RecentInteractions
-from hiertcn.serving.record import user_key
+from hiertcn.serving.live import live_windows, recent_interactions
+from hiertcn.serving.live.live_windows import LiveWindows, MinuteCounts
+from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.log.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
+from hiertcn.serving.records.record import user_key
 
 MINUTE_US = 60_000_000
 NOW = 29_000_000  # a minute since the epoch, in 2025

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.metrics import Metrics
-from hiertcn.serving.metrics_server import Probes
-from hiertcn.serving.stages import STAGES, Stages
+from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.observability.metrics_server import Probes
+from hiertcn.serving.observability.stages import STAGES, Stages
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "hiertcn.json"
 T0 = 1_767_225_600_000_000 + 3_600_000_000

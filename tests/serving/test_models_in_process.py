@@ -8,8 +8,8 @@ import pytest
 from hiertcn.errors import ReleaseError, ServingError
 from hiertcn.export.tensors import GRU_STEP, NEXT_STATE, SESSION_MEAN, STATE, TCN
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.inference import TritonInference
-from hiertcn.serving.models_in_process import InProcessModels
+from hiertcn.serving.inference.inference import TritonInference
+from hiertcn.serving.inference.models_in_process import InProcessModels
 
 NUMBER = 2026010101
 

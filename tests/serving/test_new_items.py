@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hiertcn.errors import InputError, OverloadError
 from hiertcn.events.ingest import ingest
 from hiertcn.events.options import IngestOptions
-from hiertcn.serving.event_export import export_parquet
-from hiertcn.serving.event_log import EventLog, LoggedInteraction
-from hiertcn.serving.item_export import export_items
-from hiertcn.serving.logged_items import LoggedItem, pack, unpack
-from hiertcn.serving.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.log.event_export import export_parquet
+from hiertcn.serving.log.event_log import EventLog, LoggedInteraction
+from hiertcn.serving.log.item_export import export_items
+from hiertcn.serving.log.logged_items import LoggedItem, pack, unpack
+from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
 
 TEXTS = st.text(max_size=12)
 NUMBERS = st.floats(-1e30, 1e30)

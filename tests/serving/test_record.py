@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertcn.serving.record import (
+from hiertcn.serving.records.record import (
     NO_RELEASE,
     CorruptRecordError,
     UserRecord,

@@ -18,9 +18,9 @@ from hiertcn.cli_filters import read_filters
 from hiertcn.errors import DeadlineError, InputError, OverloadError, ServingError
 from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.breaker import CircuitBreaker
 from hiertcn.serving.client import AsyncRecommenderClient, Filter, Interaction, RecommenderClient
-from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.inference.breaker import CircuitBreaker
+from hiertcn.serving.releases.serving_release import ServingRelease
 
 NUMBER = 2026010101
 T0 = 1_767_225_600_000_000 + 3600 * 1_000_000

@@ -31,14 +31,14 @@ from hiertcn.errors import (
     UnauthenticatedError,
 )
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.access import Access
 from hiertcn.serving.client import Interaction, RecommenderClient
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.preflight import require
-from hiertcn.serving.rate_limit import RateLimiter
-from hiertcn.serving.security import METHOD_SCOPES
-from hiertcn.serving.tls import ServerTls
-from hiertcn.serving.tokens import Scope, TokenFile
+from hiertcn.serving.security.access import Access
+from hiertcn.serving.security.access_control import METHOD_SCOPES
+from hiertcn.serving.security.rate_limit import RateLimiter
+from hiertcn.serving.security.tls import ServerTls
+from hiertcn.serving.security.tokens import Scope, TokenFile
 
 READER, WRITER, ADMIN = (name * 4 for name in ("read-er", "writ-er", "admi-in"))
 T0 = 1_767_225_600_000_000 + 3_600_000_000

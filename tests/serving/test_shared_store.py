@@ -7,7 +7,7 @@ import pytest
 
 from hiertcn.errors import ServingError
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.event_log import LoggedDeletion, read_segment
+from hiertcn.serving.log.event_log import LoggedDeletion, read_segment
 
 SECOND_US = 1_000_000
 T0 = 1_767_225_600_000_000 + 3600 * SECOND_US

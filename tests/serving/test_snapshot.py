@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError, ReleaseError
-from hiertcn.serving.snapshot import NEVER_US, StateSnapshot
+from hiertcn.serving.records.snapshot import NEVER_US, StateSnapshot
 
 
 def _arrays(users: int, remembered: list[int], dtype: Any = np.float32) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hiertcn.serving.event_log import BEGINNING, Position
-from hiertcn.serving.record import new_record, user_key
-from hiertcn.serving.store import Change
-from hiertcn.serving.store_lmdb import LmdbStore
-from hiertcn.serving.store_valkey import ValkeyStore
+from hiertcn.serving.log.event_log import BEGINNING, Position
+from hiertcn.serving.records.record import new_record, user_key
+from hiertcn.serving.stores.store import Change
+from hiertcn.serving.stores.store_lmdb import LmdbStore
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 ADA, BOB, EVE = (user_key(user) for user in ("ada", "bob", "eve"))
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hiertcn.errors import InputError
-from hiertcn.serving.event_log import BEGINNING, Position
-from hiertcn.serving.record import new_record, user_key
-from hiertcn.serving.store import Change
-from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.log.event_log import BEGINNING, Position
+from hiertcn.serving.records.record import new_record, user_key
+from hiertcn.serving.stores.store import Change
+from hiertcn.serving.stores.store_lmdb import LmdbStore
 
 
 def record(revision=1, layers=2, hidden=6):
@@ -95,8 +95,8 @@ def test_other_processes_read_what_one_writes(folder):
     store = LmdbStore(folder, map_bytes=1 << 18)
     put(store, {user_key("ada"): record(1)}, Position(1, 5))
     reading = (
-        "import sys; from pathlib import Path; from hiertcn.serving.record import user_key;"
-        "from hiertcn.serving.store_lmdb import LmdbStore;"
+        "import sys; from pathlib import Path; from hiertcn.serving.records.record import user_key;"
+        "from hiertcn.serving.stores.store_lmdb import LmdbStore;"
         "store = LmdbStore(Path(sys.argv[1]), map_bytes=1 << 18, read_only=True)\n"
         "for line in sys.stdin: print(store.get(user_key(line.strip())).revision, flush=True)"
     )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from hiertcn.errors import InputError, ServingError
-from hiertcn.serving.event_log import BEGINNING, Position
-from hiertcn.serving.record import new_record, user_key
-from hiertcn.serving.store import Change, StoreBehindError
-from hiertcn.serving.store_url import StoreUrl
-from hiertcn.serving.store_valkey import ValkeyStore
+from hiertcn.serving.log.event_log import BEGINNING, Position
+from hiertcn.serving.records.record import new_record, user_key
+from hiertcn.serving.stores.store import Change, StoreBehindError
+from hiertcn.serving.stores.store_url import StoreUrl
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 ADA, BOB = user_key("ada"), user_key("bob")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.record import NEVER_US, new_record, user_key
-from hiertcn.serving.store import Change
-from hiertcn.serving.store_lmdb import LmdbStore
-from hiertcn.serving.sweeper import Sweeper, last_seen_us
+from hiertcn.serving.records.record import NEVER_US, new_record, user_key
+from hiertcn.serving.records.sweeper import Sweeper, last_seen_us
+from hiertcn.serving.stores.store import Change
+from hiertcn.serving.stores.store_lmdb import LmdbStore
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -173,7 +173,7 @@ def test_a_sidecar_that_dies_between_staging_and_flip_folds_once(toy_repository,
 
 async def _staged(running, number):
     from hiertcn.release.repository import ReleaseRepository
-    from hiertcn.serving.serving_release import ServingRelease
+    from hiertcn.serving.releases.serving_release import ServingRelease
 
     sidecar = running.sidecar
     await asyncio.to_thread(sidecar._activation._control.load, "gru_step", [2026010101, number])

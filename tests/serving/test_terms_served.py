@@ -20,9 +20,9 @@ from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving import recommendations
-from hiertcn.serving.backfill import backfill_states
 from hiertcn.serving.client import Interaction
+from hiertcn.serving.ranking import recommendations
+from hiertcn.serving.records.backfill import backfill_states
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.request_features import FEATURES
 from hiertcn.sessions.store import SessionStore

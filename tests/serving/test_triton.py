@@ -23,8 +23,8 @@ from hiertcn.errors import InputError, ReleaseError, ServingError
 from hiertcn.export.tensors import INPUTS, MAX_BATCH, OUTPUTS
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.triton import TritonServer, find_tritonserver
-from hiertcn.serving.triton_install import TritonInstall
+from hiertcn.serving.processes.triton import TritonServer, find_tritonserver
+from hiertcn.serving.processes.triton_install import TritonInstall
 from models.hiertcn_serving import GruStep, TcnCone
 
 ROOT = Path(__file__).parents[2]
@@ -279,7 +279,7 @@ def test_triton_dies_with_a_parent_that_is_killed(
     program = f"""
 import sys, threading, time
 from pathlib import Path
-from hiertcn.serving.triton import TritonServer
+from hiertcn.serving.processes.triton import TritonServer
 server = TritonServer(Path({str(repository.triton_repository)!r}), grpc_port=0, http_port=0,
                       log=Path({str(tmp_path / "triton.log")!r}))
 thread = threading.Thread(target=server.__enter__)

@@ -10,7 +10,7 @@ import torch
 from hiertcn.export.tensors import LENGTH_BUCKETS, MAX_BATCH
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.triton import TritonServer
+from hiertcn.serving.processes.triton import TritonServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "triton.md"
 

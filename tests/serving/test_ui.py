@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.metrics import Metrics
-from hiertcn.serving.validation import wall_clock_us
+from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.rpc.validation import wall_clock_us
 
 GAP_US = 1_800_000_000
 

@@ -13,8 +13,8 @@ import pytest
 from hiertcn.files import read_json
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.client import Interaction, RecommenderClient
-from hiertcn.serving.record import user_key
-from hiertcn.serving.store_lmdb import LmdbStore
+from hiertcn.serving.records.record import user_key
+from hiertcn.serving.stores.store_lmdb import LmdbStore
 
 NUMBER = 2026010101
 WORKERS = 2

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import ServingError
-from hiertcn.serving import fold
-from hiertcn.serving.engine import Engine
-from hiertcn.serving.ranking import Ranked, rank_catalogue, rank_catalogue_by_popularity
-from hiertcn.serving.record import NEVER_US
-from hiertcn.serving.serving_release import ServingRelease
+from hiertcn.serving.ranking.engine import Engine
+from hiertcn.serving.ranking.ranking import Ranked, rank_catalogue, rank_catalogue_by_popularity
+from hiertcn.serving.records import fold
+from hiertcn.serving.records.record import NEVER_US
+from hiertcn.serving.releases.serving_release import ServingRelease
 
 MOST_SESSIONS: Final = 20
 MOST_SUGGESTED: Final = 24

@@ -13,7 +13,7 @@ import aiohttp
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.observability.metrics import Metrics
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=1.0)
 _SUMMED: Final = {

@@ -28,14 +28,14 @@ from hiertcn.errors import (
     UnauthenticatedError,
 )
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving import validation as check
-from hiertcn.serving.admission import Admission
-from hiertcn.serving.engine import Engine
-from hiertcn.serving.metrics import Metrics
+from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
-from hiertcn.serving.security import AccessControl, server_tls
-from hiertcn.serving.status import status_of
-from hiertcn.serving.tokens import Scope
+from hiertcn.serving.ranking.engine import Engine
+from hiertcn.serving.rpc import validation as check
+from hiertcn.serving.rpc.admission import Admission
+from hiertcn.serving.rpc.status import status_of
+from hiertcn.serving.security.access_control import AccessControl, server_tls
+from hiertcn.serving.security.tokens import Scope
 from hiertcn.serving.ui.comparison import suggested_users, user_view
 from hiertcn.serving.ui.figures import live_figures
 

@@ -1,0 +1,473 @@
+"""The one thread that writes: log first, then records, then the acknowledgement.
+
+Requests hand over entries and wait for a future. The thread takes all that has gathered, appends
+it to the event log with one fdatasync, applies it to the users' records in one store transaction
+that also commits the log position, and only then resolves the futures: an acknowledged
+interaction is durable and visible. Readers never wait for it.
+
+Should applying fail after the log took the entries, nothing is acknowledged, and the entries are
+applied from the log before anything newer; a caller's retry is then a duplicate. After a crash
+:meth:`RecordWriter.replay` does the same, so every logged entry is applied exactly once.
+
+Rotation, the parquet export and the dropping of segments that no live snapshot needs happen here
+too; the export runs on a thread of its own, so commits do not wait for it.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+from hiertcn.errors import HiertcnError, ServingError
+from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.log.event_export import export_parquet
+from hiertcn.serving.log.event_log import (
+    Entry,
+    EventLog,
+    LoggedDeletion,
+    LoggedInteraction,
+    Position,
+)
+from hiertcn.serving.log.logged_items import LoggedItem
+from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
+from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.records.fold import UNKNOWN_ROW, JournalBound, Outcome, rebuilt, recorded
+from hiertcn.serving.records.record import NEVER_US, UserRecord, new_record, user_key
+from hiertcn.serving.releases.serving_release import ServingRelease
+from hiertcn.serving.stores.store import Change, RecordStore, StoreBehindError
+
+_log = logging.getLogger(__name__)
+
+_REPLAY_ENTRIES: Final = 4096
+_MAX_GROUP: Final = 4096
+_MAX_WAITING: Final = 16_384
+_IDLE_CHECK_S: Final = 5.0
+_MAX_CONFLICTS: Final = 1000
+
+
+class Applied(NamedTuple):
+    """What became of one logged entry; ``known_item`` is false for items without a row."""
+
+    outcome: Outcome
+    known_item: bool
+
+
+_OfUser = LoggedInteraction | LoggedDeletion
+
+
+@dataclass(frozen=True)
+class _Commit:
+    entries: Sequence[Entry]
+    future: "asyncio.Future[list[Applied]]"
+
+
+@dataclass(frozen=True)
+class _KeepFold:
+    key: bytes
+    base_revision: int | None
+    record: UserRecord | None
+
+
+@dataclass(frozen=True)
+class _Barrier:
+    future: "asyncio.Future[list[Applied]]"
+
+
+_Job = _Commit | _KeepFold | _Barrier | None
+
+
+class Writer(Protocol):
+    """What requests need of whoever writes: ``RecordWriter``, or ``writer_door.RemoteWriter``."""
+
+    async def commit(self, entries: Sequence[Entry]) -> list[Applied]:
+        """See ``RecordWriter.commit``."""
+        ...
+
+    def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
+        """See ``RecordWriter.keep_fold``."""
+        ...
+
+
+class RecordWriter:
+    """Owns the log and the store's writes.
+
+    ``tell``, if set, hears on the writing thread what was accepted (item ids, times in
+    microseconds) and who was deleted.
+
+    Args:
+        log: the event log.
+        store: the user records.
+        current: gives the release that serves, and what journals may keep.
+        events: folder that sealed segments are rolled into.
+        recent: what live counts are fed by.
+        metrics: where groups are counted.
+        new_items: upserted items, which are put into it once they are logged.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: RecordStore,
+        current: Callable[[], tuple[ServingRelease, JournalBound]],
+        events: Path,
+        recent: RecentInteractions,
+        metrics: Metrics,
+        new_items: NewItems,
+    ) -> None:
+        self._event_log = log
+        self._new_items = new_items
+        self._store = store
+        self._current = current
+        self._events = events
+        self._recent = recent
+        self._metrics = metrics
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        metrics.queue_depth.labels("commit").set_function(self._jobs.qsize)
+        self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
+        self._behind = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._exporter = ThreadPoolExecutor(1, thread_name_prefix="event-export")
+
+    def replay(self) -> int:
+        """Apply what the log holds beyond the store's position; return how many entries.
+
+        Raises:
+            InputError: a log segment is damaged.
+            ServingError: the store cannot be written.
+        """
+        self._event_log.continue_after(self._store.newest_applied)
+        replayed = self._replay(self._event_log.position)
+        self._behind = False
+        return replayed
+
+    def _replay(self, until: Position) -> int:
+        replayed = 0
+        chunk: list[_OfUser] = []
+        position = start = self._store.applied
+        for end, entry in self._event_log.replay(start):
+            if end > until:
+                break
+            position = end
+            if isinstance(entry, LoggedItem):
+                # The set of new items was read from the whole log, and keeps the newest version.
+                self._new_items.put(entry)
+                continue
+            if end > self._store.applied_for(_key(entry)):
+                chunk.append(entry)
+            if len(chunk) == _REPLAY_ENTRIES:
+                self._apply(chunk, position)
+                replayed += len(chunk)
+                chunk = []
+        self._apply(chunk, position)
+        self._store.write({}, position)
+        return replayed + len(chunk)
+
+    def start(self) -> None:
+        """Begin to take jobs; call it on the event loop that awaits them."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="record-writer", daemon=True)
+        self._thread.start()
+        self._exporter.submit(self._export)
+
+    async def commit(self, entries: Sequence[Entry]) -> list[Applied]:
+        """Log and apply the entries; return what became of each, once that is durable.
+
+        Raises:
+            ServingError: the disk is full or failing, so nothing is acknowledged.
+        """
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Commit(entries, future))
+        return await future
+
+    def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
+        """Keep a folded or rebuilt record, unless the user's record changed meanwhile.
+
+        Losing it costs another fold at the next touch, never a wrong state; so while a slow disk
+        leaves many jobs waiting, nothing is kept.
+
+        Args:
+            key: the user's key.
+            base_revision: revision of the stored record it was made from, None if there was none.
+            record: the record to keep.
+        """
+        if self._jobs.qsize() < _MAX_WAITING:
+            self._jobs.put(_KeepFold(key, base_revision, record))
+
+    def remove(self, key: bytes, base_revision: int) -> None:
+        """Remove a record that is not needed any more, unless it changed meanwhile."""
+        self._jobs.put(_KeepFold(key, base_revision, None))
+
+    def log_deletion(self, deletion: LoggedDeletion) -> None:
+        """Log and apply a deletion, from any thread and without waiting."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.commit([deletion]), self._loop)
+
+    async def caught_up(self) -> None:
+        """Wait until every job before this call is done."""
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Barrier(future))
+        await future
+
+    def stop(self) -> None:
+        """Finish the jobs in the queue, seal and export the log, sync the store."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+        try:
+            self._rotate()
+        except HiertcnError as error:
+            _log.error("%s; what the store lacks is applied at the next start", error)
+        self._exporter.shutdown(wait=True)
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            commits: list[_Commit] = []
+            folds: list[_KeepFold] = []
+            barriers: list[_Barrier] = []
+            for job in self._gathered():
+                if isinstance(job, _Commit):
+                    commits.append(job)
+                elif isinstance(job, _KeepFold):
+                    folds.append(job)
+                elif isinstance(job, _Barrier):
+                    barriers.append(job)
+                else:
+                    stopping = True
+            try:
+                if folds:
+                    self._keep_folds(folds)
+                if commits:
+                    self._commit_group(commits)
+                if self._event_log.is_full:
+                    self._rotate()
+                if not commits and not folds and not self._store.is_local:
+                    self._look_for_loss()
+            except Exception:
+                _log.exception("the record writer met an error; it goes on with the next group")
+            if barriers:
+                self._resolve([(barrier.future, []) for barrier in barriers])
+
+    def _look_for_loss(self) -> None:
+        try:
+            self._store.write({}, self._event_log.position)
+        except StoreBehindError as error:
+            _log.warning("%s; applying the log again", error)
+            self.replay()
+
+    def _gathered(self) -> list[_Job]:
+        try:
+            jobs: list[_Job] = [self._jobs.get(timeout=_IDLE_CHECK_S)]
+        except queue.Empty:
+            return []
+        while len(jobs) < _MAX_GROUP:
+            try:
+                jobs.append(self._jobs.get_nowait())
+            except queue.Empty:
+                break
+        return jobs
+
+    def _commit_group(self, commits: list[_Commit]) -> None:
+        began = time.perf_counter()
+        entries = [entry for commit in commits for entry in commit.entries]
+        try:
+            if self._behind:
+                self.replay()
+            before = self._event_log.position
+            position = self._event_log.append(entries)
+            self._behind = True
+            try:
+                applied = self._apply(entries, position)
+            except StoreBehindError as error:
+                _log.warning("%s; applying the log again", error)
+                self._replay(before)
+                applied = self._apply(entries, position)
+            self._behind = False
+        except Exception as error:
+            reason = error
+            if not isinstance(error, HiertcnError):
+                _log.exception("interactions could not be applied")
+                reason = ServingError(f"interactions could not be applied ({error!r}); retry")
+            self._resolve([(commit.future, reason) for commit in commits])
+            return
+        results: list[tuple[asyncio.Future[list[Applied]], list[Applied] | Exception]] = []
+        at = 0
+        for commit in commits:
+            results.append((commit.future, applied[at : at + len(commit.entries)]))
+            at += len(commit.entries)
+        self._resolve(results)
+        self._metrics.commit_seconds.observe(time.perf_counter() - began)
+        self._metrics.commit_batch.observe(len(entries))
+        self._metrics.log_bytes.set(position.offset)
+
+    def _resolve(
+        self,
+        results: Sequence[tuple["asyncio.Future[list[Applied]]", list[Applied] | Exception]],
+    ) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(_set_results, results)
+
+    def _apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
+        of_users = [entry for entry in entries if not isinstance(entry, LoggedItem)]
+        applied = iter(self._apply_to_users(of_users, position))
+        results = []
+        for entry in entries:
+            if isinstance(entry, LoggedItem):
+                self._new_items.put(entry)
+                results.append(Applied(Outcome.ACCEPTED, known_item=True))
+            else:
+                results.append(next(applied))
+        return results
+
+    def _apply_to_users(self, entries: Sequence[_OfUser], position: Position) -> list[Applied]:
+        release, bound = self._current()
+        interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
+        rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
+        pending = {
+            place: (
+                _key(entry),
+                next(rows) if isinstance(entry, LoggedInteraction) else UNKNOWN_ROW,
+            )
+            for place, entry in enumerate(entries)
+        }
+        applied: dict[int, Applied] = {}
+        for place, (key, _) in list(pending.items()):
+            if self._store.applied_for(key) >= position:
+                # An attempt that failed at another user's record had written this one.
+                applied[place] = Applied(Outcome.ACCEPTED, known_item=True)
+                del pending[place]
+        for _ in range(_MAX_CONFLICTS):
+            keys = list(dict.fromkeys(key for key, _ in pending.values()))
+            stored = dict(zip(keys, self._store.get_many(keys), strict=True))
+            records = dict(stored)
+            for place, (key, row) in pending.items():
+                records[key], applied[place] = self._with_entry(
+                    records[key], entries[place], row, release, bound
+                )
+            refused = self._store.write(_changes(stored, records), position)
+            # Only another process on the same store can have been faster.
+            pending = {place: one for place, one in pending.items() if one[0] in refused}
+            if not pending:
+                break
+        else:
+            raise ServingError(
+                "interactions could not be applied, because other writers changed the same users' "
+                f"records {_MAX_CONFLICTS} times meanwhile; retry"
+            )
+        changed = [
+            entry
+            for place, entry in enumerate(entries)
+            if applied[place].outcome is not Outcome.DUPLICATE
+        ]
+        accepted = [
+            (entry.item_id, entry.timestamp_us)
+            for entry in changed
+            if isinstance(entry, LoggedInteraction)
+        ]
+        self._recent.add(accepted)
+        if self.tell is not None:
+            self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
+        return [applied[place] for place in range(len(entries))]
+
+    def _with_entry(
+        self,
+        record: UserRecord | None,
+        entry: _OfUser,
+        row: int,
+        release: ServingRelease,
+        bound: JournalBound,
+    ) -> tuple[UserRecord, Applied]:
+        if isinstance(entry, LoggedDeletion):
+            if record is not None and record.erased_us >= entry.deleted_us:
+                # Told of or replayed: what came since must stay.
+                return record, Applied(Outcome.DUPLICATE, known_item=True)
+            known = Applied(Outcome.ACCEPTED, record is not None)
+            return _erased(entry, record, release), known
+        if record is None or record.release != release.number:
+            self._metrics.rebuilds.inc()
+            record = rebuilt(record, entry.user_id, release)
+        after, outcome = recorded(
+            record,
+            entry.item_id,
+            row,
+            entry.timestamp_us,
+            entry.key,
+            gap_us=release.gap_us,
+            bound=bound,
+        )
+        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
+
+    def _keep_folds(self, folds: list[_KeepFold]) -> None:
+        # Of several folds of one record the first wins: they are equal, or only it has a base.
+        changes: dict[bytes, Change] = {}
+        for fold in folds:
+            changes.setdefault(fold.key, Change(fold.record, fold.base_revision))
+        self._store.write(changes)
+
+    def _rotate(self) -> None:
+        if self._behind:
+            return
+        if self._event_log.rotate() is not None:
+            self._store.write({}, self._event_log.position)
+        # Only a store that is on disk may outlive the segments it was made from.
+        self._store.sync()
+        self._exporter.submit(self._export)
+
+    def _export(self) -> None:
+        try:
+            export_parquet(self._event_log, self._events)
+            _, bound = self._current()
+            # Before a segment goes, what it says of items must be elsewhere.
+            self._new_items.save(self._events.with_name(SAVED_FILE))
+            for segment in self._event_log.sealed():
+                last_us = segment.last_us if segment.last_us is not None else NEVER_US
+                if segment.exported and last_us <= bound.oldest_watermark_us:
+                    self._event_log.drop(segment.number)
+        except Exception:
+            _log.exception("recorded interactions could not be rolled into %s", self._events)
+
+
+def _set_results(
+    results: Sequence[tuple["asyncio.Future[list[Applied]]", list[Applied] | Exception]],
+) -> None:
+    for future, result in results:
+        if future.done():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _key(entry: _OfUser) -> bytes:
+    return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
+
+
+def _changes(
+    stored: dict[bytes, UserRecord | None], records: dict[bytes, UserRecord | None]
+) -> dict[bytes, Change]:
+    return {
+        key: Change(record, base.revision if base is not None else None)
+        for (key, base), record in zip(stored.items(), records.values(), strict=True)
+        if record is not base
+    }
+
+
+def _erased(
+    entry: LoggedDeletion, before: UserRecord | None, release: ServingRelease
+) -> UserRecord:
+    return replace(
+        new_record(np.asarray(release.start_state)),
+        revision=before.revision + 1 if before is not None else 1,
+        erased_us=entry.deleted_us,
+    )

@@ -1,0 +1,360 @@
+"""User records in LMDB: embedded, read without locks or copies of the tree, one writer.
+
+The log (``event_log.py``) makes writes durable, so commits are not synced here: after a killed
+process everything committed is still there (the kernel holds the pages); only a crash of the
+machine can tear the tree, which a marker with the kernel's boot id detects: the store is then
+emptied and rebuilt from the log. So it is if a page was found damaged, or if the process before
+died in native code, which is what a damaged page of a mapped file can do to it
+(``crash_note.py``). The position up to which the log is applied is committed in the same
+transaction as the records, so replay neither skips nor repeats an entry.
+
+One process writes; others on the same machine may open the store ``read_only`` and see every
+commit at once. LMDB reuses the pages of what was replaced but never gives them back, so a file of
+which more than three quarters are free is copied without them when the writer opens it.
+
+Measured while planning with 2 KB records: 140,000 reads/s and 17,000 unsynced writes/s on one
+thread. Every record of 2 to 4 KB occupies one 4 KB page.
+"""
+
+import logging
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from hiertcn.errors import InputError, ServingError
+from hiertcn.files import read_json, whole_directory, write_json
+from hiertcn.serving.log.event_log import BEGINNING, Position
+from hiertcn.serving.log.folder_lock import locked
+from hiertcn.serving.records.record import (
+    CorruptRecordError,
+    UserRecord,
+    decode,
+    encode,
+    stored_revision,
+)
+from hiertcn.serving.stores.crash_note import take_note
+from hiertcn.serving.stores.store import Change
+
+_log = logging.getLogger(__name__)
+
+_POSITION_KEY: Final = b"applied-log-position"
+_POSITION: Final = struct.Struct("<qq")
+_FIRST_MAP_BYTES: Final = 1 << 30
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_DATA: Final = "data.mdb"
+_DAMAGE: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
+_COMPACT_BYTES: Final = 64 << 20
+_COMPACT_SHARE: Final = 0.25
+
+
+class LmdbStore:
+    """A :class:`~.store.RecordStore` in one folder, for one writing process."""
+
+    is_local: Final = True
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        map_bytes: int = _FIRST_MAP_BYTES,
+        read_only: bool = False,
+        state_dtype: str = "float32",
+    ) -> None:
+        """Open or create the store.
+
+        Args:
+            directory: the store's folder.
+            map_bytes: address space reserved at first; it doubles whenever the data fill it.
+            read_only: open what another process writes; nothing is created or locked.
+            state_dtype: of the states written, float32 or float16; either is read.
+
+        Raises:
+            InputError: another process writes the store, or the folder cannot be used.
+        """
+        self._state_dtype = state_dtype
+        self._read_only = read_only
+        self._directory = directory
+        self._records = directory / "records"
+        self._marker = directory / "state.json"
+        self._lock_descriptor: int | None = None
+        # A map must not be resized under a reader, whichever thread it is on.
+        self._resizing = threading.Lock()
+        self._damaged = False
+        self.was_emptied = False
+        if not read_only:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock_descriptor = locked(directory)
+            self.was_emptied = self._empty_if_torn()
+            self._write_marker(clean=False)
+        try:
+            self._environment: Any = (
+                self._open(map_bytes) if read_only else self._opened_whole(map_bytes)
+            )
+            if not read_only:
+                self._compact_if_mostly_free(map_bytes)
+        except lmdb.Error as error:
+            self._unlock()
+            if read_only:
+                raise InputError(
+                    f"the record store {directory} cannot be read ({error}); start the process "
+                    "that writes it first"
+                ) from error
+            raise InputError(
+                f"the record store {directory} cannot be opened ({error}); remove that folder, it "
+                "is rebuilt from the event log"
+            ) from error
+
+    def get(self, key: bytes) -> UserRecord | None:
+        """The user's record, or None; a damaged one counts as None until the next start."""
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
+        """The users' records ``[n]`` in one transaction."""
+        try:
+            with self._resizing:
+                found = self._read(keys)
+        except lmdb.Error as error:
+            self._note_damage(str(error))
+            return [None] * len(keys)
+        return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
+
+    @property
+    def applied(self) -> Position:
+        """The log position up to which entries are applied."""
+        with self._resizing:
+            (stored,) = self._read([_POSITION_KEY])
+        return Position(*_POSITION.unpack(stored)) if stored else BEGINNING
+
+    @property
+    def newest_applied(self) -> Position:
+        """The same: one transaction holds all."""
+        return self.applied
+
+    def applied_for(self, key: bytes) -> Position:
+        """The same for every user: one transaction holds all."""
+        return self.applied
+
+    def scan(self, after: bytes, count: int) -> tuple[list[bytes], bytes]:
+        """Up to ``count`` users' keys and what to go on from; ``b""`` begins and ends."""
+        keys: list[bytes] = []
+        try:
+            with self._resizing, self._environment.begin() as transaction:
+                cursor = transaction.cursor()
+                found = cursor.set_range(after) if after else cursor.first()
+                while found and len(keys) < count:
+                    key = cursor.key()
+                    if key not in (after, _POSITION_KEY):
+                        keys.append(key)
+                    found = cursor.next()
+        except lmdb.MapResizedError:
+            self.get_many([])
+            return self.scan(after, count)
+        except lmdb.Error as error:
+            self._note_damage(str(error))
+            return [], b""
+        return keys, keys[-1] if found and keys else b""
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the file that hold something."""
+        with self._resizing:
+            pages = self._environment.stat()
+        return int(pages["psize"] * _live_pages(pages))
+
+    def __len__(self) -> int:
+        with self._resizing:
+            entries = int(self._environment.stat()["entries"])
+        return entries - (1 if self.applied != BEGINNING else 0)
+
+    def write(self, changes: Mapping[bytes, Change], applied: Position | None = None) -> set[bytes]:
+        """Commit the changes whose base is stored and (if given) the log position, together.
+
+        Raises:
+            ServingError: the disk is full or failing; nothing was written.
+        """
+        encoded = {
+            key: (change.base_revision, change.record and encode(change.record, self._state_dtype))
+            for key, change in changes.items()
+        }
+        while True:
+            refused = set()
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, (base, value) in encoded.items():
+                        stored = transaction.get(key)
+                        if (None if stored is None else stored_revision(stored)) != base:
+                            refused.add(key)
+                        elif value is None:
+                            transaction.delete(key)
+                        else:
+                            transaction.put(key, value)
+                    if applied is not None and not refused:
+                        transaction.put(_POSITION_KEY, _POSITION.pack(*applied))
+                return refused
+            except lmdb.MapFullError:
+                self._grow()
+            except _DAMAGE as error:
+                self._note_damage(str(error))
+                raise ServingError(
+                    f"the record store {self._directory} is damaged ({error}); restart the "
+                    "sidecar, which rebuilds it from the event log"
+                ) from error
+            except lmdb.Error as error:
+                raise ServingError(
+                    f"the record store {self._directory} cannot be written ({error}); free some "
+                    "space on that disk"
+                ) from error
+
+    def sync(self) -> None:
+        """Wait until everything committed is on disk."""
+        self._environment.sync(True)
+
+    def close(self) -> None:
+        """Sync and close; a store closed cleanly survives a crash of the machine."""
+        if self._read_only or self._lock_descriptor is None:
+            self._environment.close()
+            return
+        self._environment.sync(True)
+        self._environment.close()
+        self._write_marker(clean=not self._damaged)
+        self._unlock()
+
+    def _open(self, map_bytes: int) -> Any:
+        return lmdb.open(
+            str(self._records),
+            map_size=map_bytes,
+            readonly=self._read_only,
+            create=not self._read_only,
+            sync=False,
+            metasync=False,
+            max_dbs=0,
+            max_readers=512,
+        )
+
+    def _opened_whole(self, map_bytes: int) -> Any:
+        try:
+            return self._open_and_try(map_bytes)
+        except _DAMAGE as error:
+            self._empty(f"it is damaged: {error}")
+            self.was_emptied = True
+            return self._open_and_try(map_bytes)
+
+    def _open_and_try(self, map_bytes: int) -> Any:
+        environment = self._open(map_bytes)
+        try:
+            size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if (self._records / _DATA).stat().st_size < size:
+                # Touching a mapped page behind the file's end kills; an empty one is an error.
+                os.truncate(self._records / _DATA, size)
+            transaction = environment.begin(write=True)
+            try:
+                # Reads the list of free pages, as every write will.
+                transaction.put(_POSITION_KEY, transaction.get(_POSITION_KEY, b""))
+            except lmdb.MapFullError:
+                pass
+            finally:
+                transaction.abort()
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        while True:
+            try:
+                with self._environment.begin() as transaction:
+                    return [transaction.get(key) for key in keys]
+            except lmdb.MapResizedError:
+                # The writing process has grown the file; 0 takes its size.
+                self._environment.set_mapsize(0)
+
+    def _compact_if_mostly_free(self, map_bytes: int) -> None:
+        pages = self._environment.stat()
+        live = _live_pages(pages)
+        in_file = self._environment.info()["last_pgno"] + 1
+        if in_file * pages["psize"] < _COMPACT_BYTES or live > in_file * _COMPACT_SHARE:
+            return
+        try:
+            with whole_directory(self._records) as aside:
+                self._environment.copy(str(aside), compact=True)
+                self._environment.close()
+        except _DAMAGE as error:
+            self._note_damage(str(error))
+            return
+        self._environment = self._open(map_bytes)
+        _log.info("compacted %s from %d to %d pages", self._directory, in_file, live)
+
+    def _unlock(self) -> None:
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+
+    def _decoded(self, key: bytes, stored: bytes | None) -> UserRecord | None:
+        if stored is None:
+            return None
+        try:
+            return decode(stored)
+        except CorruptRecordError as error:
+            self._note_damage(f"{key.hex()}: {error}")
+            return None
+
+    def _note_damage(self, what: str) -> None:
+        _log.error(
+            "%s is damaged (%s); it is rebuilt from the event log at the next start",
+            self._directory,
+            what,
+        )
+        if not self._damaged:
+            self._damaged = True
+            if not self._read_only:
+                self._write_marker(clean=False)
+
+    def _grow(self) -> None:
+        with self._resizing:
+            size = int(self._environment.info()["map_size"]) * 2
+            self._environment.set_mapsize(size)
+        _log.info("the record store %s may now hold %d MiB", self._directory, size >> 20)
+
+    def _empty_if_torn(self) -> bool:
+        crash = take_note(self._directory)
+        if not self._records.exists() or not self._marker.exists():
+            return False
+        if crash:
+            self._empty(f"the process that wrote it crashed:\n{crash}")
+            return True
+        marker = read_json(self._marker)
+        same_boot = marker["boot_id"] == _boot_id()
+        if not marker["damaged"] and (marker["clean"] or same_boot):
+            return False
+        self._empty("it may be torn by a crash" if not marker["damaged"] else "it is damaged")
+        return True
+
+    def _empty(self, reason: str) -> None:
+        _log.warning("rebuilding %s from the event log, because %s", self._records, reason)
+        shutil.rmtree(self._records)
+
+    def _write_marker(self, *, clean: bool) -> None:
+        write_json(self._marker, {"boot_id": _boot_id(), "clean": clean, "damaged": self._damaged})
+
+
+def _live_pages(pages: dict[str, int]) -> int:
+    return sum(pages[kind] for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return "unknown"
