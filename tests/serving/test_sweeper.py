@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 
 import numpy as np
@@ -87,6 +88,33 @@ def test_a_user_who_acts_meanwhile_keeps_the_interaction(parts):
     swept(running, sweeper)
     journal = running.client.get_user("ada").journal
     assert [entry.item_id for entry in journal] == ["item-1", "item-2"]
+    assert state_of(running, "ada")[1] == T0
+
+
+def test_a_fold_that_came_too_late_does_not_stand_in_for_the_one_behind_it(parts):
+    running, sweeper = parts
+    running.client.record([Interaction("ada", "item-1", T0)])
+    running.client.record([Interaction("bob", "item-1", T0 + 3 * HOUR_US)])
+    record = running.sidecar.store.get(user_key("ada"))
+    outdated = dataclasses.replace(record, folded_until_us=T0 - 1)
+    folded = dataclasses.replace(record, revision=record.revision + 1, folded_until_us=T0)
+    both_wait, write = threading.Event(), running.sidecar.store.write
+
+    def slow(*arguments):
+        assert both_wait.wait(60)
+        return write(*arguments)
+
+    async def keep():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running.sidecar.store, "write", slow)
+            # While the thread is busy with one job, the two behind it gather.
+            sweeper._writer.keep_fold(user_key("bob"), 0, folded)
+            sweeper._writer.keep_fold(user_key("ada"), record.revision - 1, outdated)
+            sweeper._writer.keep_fold(user_key("ada"), record.revision, folded)
+            both_wait.set()
+            await sweeper._writer.caught_up()
+
+    running.run(keep())
     assert state_of(running, "ada")[1] == T0
 
 

@@ -408,11 +408,17 @@ class RecordWriter:
         return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
 
     def _keep_folds(self, folds: list[_KeepFold]) -> None:
-        # Of several folds of one record the first wins: they are equal, or only it has a base.
-        changes: dict[bytes, Change] = {}
-        for fold in folds:
-            changes.setdefault(fold.key, Change(fold.record, fold.base_revision))
-        self._store.write(changes)
+        # Of several folds of one base the first wins: they are equal.
+        waiting = {(fold.key, fold.base_revision): fold.record for fold in reversed(folds)}
+        while waiting:
+            changes = {key: Change(record, base) for (key, base), record in waiting.items()}
+            refused = self._store.write(changes)
+            tried = {(key, change.base_revision) for key, change in changes.items()}
+            waiting = {
+                (key, base): record
+                for (key, base), record in waiting.items()
+                if key in refused and (key, base) not in tried
+            }
 
     def _rotate(self) -> None:
         if self._behind:
