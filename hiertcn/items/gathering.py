@@ -1,4 +1,4 @@
-"""Compiled gathering of table rows as float32, half precision widened on the way.
+"""Compiled gathering of table rows as float32, or of their dot products; halves widened on the way.
 
 Random rows wait for memory, so each row's lines are asked for a few rows ahead, and halves are
 widened by the processor's own instruction where it has one: 2,400 rows of 128 float16 out of
@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.items.hashing import compiled, compiled_for_sums
 
 _ROWS_AHEAD: Final = 8
 _LINE_BYTES: Final = 64
@@ -37,6 +37,23 @@ def gather_rows(vectors: _Vectors, rows: NDArray[np.int64], out: NDArray[np.floa
         -1, or the position of the first row past the table; ``out`` is then half-written.
     """
     return int(_gather(_bits(vectors), rows, out))
+
+
+def dot_rows(
+    vectors: _Vectors,
+    rows: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write the dot products of rows with queries, summed in float32, to ``out``.
+
+    Args:
+        vectors: float16 or float32 [items, dim], finite.
+        rows: int64 [n, count]; those negative or past the table give 0.
+        queries: float32 [n, dim].
+        out: float32 [n, count], overwritten.
+    """
+    _dot_rows(_bits(vectors), rows, queries, out)
 
 
 def gather_sessions(
@@ -140,6 +157,30 @@ def _gather(vectors: Any, rows: Any, out: Any) -> int:
         else:
             _copy_row(vectors[row], out[k])
     return -1
+
+
+@compiled_for_sums
+def _dot(vector: Any, query: Any) -> Any:
+    total = np.float32(0.0)
+    for k in range(len(query)):
+        total += _widen(vector[k]) * query[k]
+    return total
+
+
+@compiled
+def _dot_rows(vectors: Any, rows: Any, queries: Any, out: Any) -> None:
+    items, width = vectors.shape[0], vectors.shape[1] * vectors.itemsize
+    count = rows.shape[1]
+    for request in range(len(rows)):
+        mine, query = rows[request], queries[request]
+        for k in range(count):
+            if k + _ROWS_AHEAD < count:
+                ahead = mine[k + _ROWS_AHEAD]
+                if 0 <= ahead < items:
+                    for byte in range(0, width, _LINE_BYTES):
+                        _prefetch(vectors, ahead, byte)
+            row = mine[k]
+            out[request, k] = _dot(vectors[row], query) if 0 <= row < items else 0.0
 
 
 @compiled

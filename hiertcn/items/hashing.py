@@ -27,10 +27,19 @@ def compiled(function: _F) -> _F:
     Read-only installations have nowhere to keep numba's cache; there the function is compiled
     once per process (about a second) instead of failing at import.
     """
+    return _compiled(function)
+
+
+def compiled_for_sums(function: _F) -> _F:
+    """The same for a function whose sums may be added up in any order, so that they vectorise."""
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def _compiled(function: _F, **options: Any) -> _F:
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True, **options)(function)  # type: ignore[no-any-return]
     except RuntimeError:
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
 
 
 def string_buffers(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -52,9 +61,15 @@ def xxh64(strings: pa.Array, seed: int = 0) -> NDArray[np.uint64]:
         strings: a large_string array; a null hashes as whatever bytes its slot holds.
         seed: the hash's seed, 0 to 2**64 - 1.
     """
-    offsets, text = string_buffers(strings)
-    hashes = np.empty(len(strings), np.uint64)
-    _hash_all(offsets, text, np.uint64(seed), hashes)
+    return xxh64_of(*string_buffers(strings), seed)
+
+
+def xxh64_of(
+    offsets: NDArray[np.int64], utf8: NDArray[np.uint8], seed: int = 0
+) -> NDArray[np.uint64]:
+    """The same of texts laid end to end: ``offsets`` int64 [n + 1] into ``utf8``."""
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    _hash_all(offsets, utf8, np.uint64(seed), hashes)
     return hashes
 
 

@@ -35,7 +35,8 @@ from numpy.typing import ArrayLike, NDArray
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, sha256, whole_directory
 from hiertcn.items.hash_search import bucket_starts, mark_repeats, search
-from hiertcn.items.hashing import string_buffers, xxh64
+from hiertcn.items.hashing import string_buffers, xxh64, xxh64_of
+from hiertcn.items.texts import Texts
 
 IdHash = Callable[[pa.Array, int], NDArray[np.uint64]]
 """A hash of ids: (large_string array [n], seed) -> uint64 [n]."""
@@ -166,17 +167,36 @@ class IdIndex:
         """All ids as a large_string array [ids] in row order, mapped, uncopied."""
         return self._ids
 
-    def rows(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    def rows(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray | Texts) -> NDArray[np.int64]:
         """Return the row of each id, int64 [n]; -1 where an id is unknown or null.
 
         Raises:
             InputError: an id is not text.
         """
+        if self._hash_ids is xxh64 and isinstance(ids, Texts | list | tuple):
+            # Without Arrow, whose arrays cost more to make than a few ids to find.
+            try:
+                texts = ids if isinstance(ids, Texts) else Texts.of(ids)
+            except (AttributeError, UnicodeEncodeError):
+                pass
+            else:
+                return self._found(
+                    xxh64_of(texts.offsets, texts.utf8, self._hash_seed), texts.offsets, texts.utf8
+                )
+        if isinstance(ids, Texts):
+            ids = [ids[place] for place in range(len(ids))]
         queries = _as_large_strings(ids, nulls_allowed=True)
-        rows = np.empty(len(queries), np.int64)
-        offsets, text = string_buffers(queries)
+        rows = self._found(self._hash_ids(queries, self._hash_seed), *string_buffers(queries))
+        if queries.null_count:
+            rows[np.asarray(queries.is_null())] = -1
+        return rows
+
+    def _found(
+        self, hashes: NDArray[np.uint64], offsets: NDArray[np.int64], text: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        rows = np.empty(len(hashes), np.int64)
         search(
-            self._hash_ids(queries, self._hash_seed),
+            hashes,
             offsets,
             text,
             self._hashes,
@@ -186,8 +206,6 @@ class IdIndex:
             self._text,
             rows,
         )
-        if queries.null_count:
-            rows[np.asarray(queries.is_null())] = -1
         return rows
 
     def ids(self, rows: ArrayLike) -> list[str]:

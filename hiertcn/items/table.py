@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, sha256, whole_directory
-from hiertcn.items.gathering import gather_rows
+from hiertcn.items.gathering import dot_rows, gather_rows
 from hiertcn.items.mapping import HUGE_PAGE_BYTES, copy_to_huge_pages, map_file
 
 VECTORS_FILE: Final = "vectors.bin"
@@ -169,6 +169,17 @@ class ItemTable:
                 f"to {len(self) - 1}; use the index and the table of one release"
             )
         return out
+
+    def dots(self, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the dot products of each query with the vectors of its rows, float32 [n, count].
+
+        Args:
+            rows: int64 [n, count]; rows negative or past the table give 0.
+            queries: float32 [n, dim], C-contiguous.
+        """
+        found = np.empty(rows.shape, np.float32)
+        dot_rows(self.vectors, rows, queries, found)
+        return found
 
     def verify(self) -> None:
         """Compare the vectors with the header's SHA-256, reading them once a process.

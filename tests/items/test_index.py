@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.items.hashing import xxh64
 from hiertcn.items.index import IdIndex
+from hiertcn.items.texts import Texts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PER_EXAMPLE_FOLDER = settings(
@@ -78,6 +79,17 @@ def test_hash_is_xxh64(strings: list[str], seed: int) -> None:
 def test_hash_has_the_published_values() -> None:
     found = xxh64(pa.array(["", "a", "abc", "0123456789" * 4], pa.large_string()))
     assert found[:3].tolist() == [0xEF46DB3751D8E999, 0xD24EC4F1A98C6E5B, 0x44BC2CF5AD770999]
+
+
+def test_texts_laid_end_to_end_are_found_as_strings_are(tmp_path: Path) -> None:
+    ids = ["a", "bb", "", "日本", "x" * 40]
+    index = IdIndex.build(ids, tmp_path / "index")
+    asked = ["bb", "nothing", "", "x" * 40, "日", "日本"]
+    parts = [Texts.of(asked[:2]), Texts.of([]), Texts.of(asked[2:])]
+    joined = Texts.joined(parts)
+    assert [joined[place] for place in range(len(joined))] == asked
+    assert index.rows(joined).tolist() == index.rows(asked).tolist() == [1, -1, 2, 4, -1, 3]
+    assert index.rows(Texts.of([])).tolist() == []
 
 
 def test_null_queries_are_unknown(tmp_path: Path) -> None:

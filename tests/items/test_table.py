@@ -90,6 +90,18 @@ def test_unknown_rows_gather_zeros(tmp_path: Path) -> None:
         assert not found[0, 1].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dot_products_agree_with_numpy(tmp_path: Path, dtype: TableDtype) -> None:
+    table = ItemTable.write(tmp_path / "table", some_vectors(dim=129), dtype)
+    rng = np.random.default_rng(1)
+    rows, queries = rng.integers(-1, 101, (4, 60)), rng.normal(size=(4, 129)).astype(np.float32)
+    inside = (rows >= 0) & (rows < 100)
+    vectors = table.gather(np.where(inside, rows, -1))
+    expected = np.einsum("rcd,rd->rc", vectors, queries)
+    np.testing.assert_allclose(table.dots(rows, queries), expected, rtol=1e-4, atol=1e-4)
+    assert table.dots(rows[:, :0], queries).shape == (4, 0)
+
+
 def test_chunked_writing_changes_nothing(tmp_path: Path) -> None:
     vectors = some_vectors(items=9000, dim=1000)
     np.save(tmp_path / "vectors.npy", vectors)

@@ -170,6 +170,10 @@ def test_asked_items_have_the_catalogues_features_and_support_is_complete(stores
     asked = features.of_items(histories, rows)
     taken = np.take_along_axis(whole, np.broadcast_to(np.maximum(rows, 0), asked.shape), axis=2)
     np.testing.assert_array_equal(asked, taken * (rows >= 0))
+    weights = np.random.default_rng(seed + 1).random((len(interactions), 5), np.float32)
+    sums, in_session = features.weighed(histories, rows, weights)
+    np.testing.assert_allclose(sums, np.einsum("rf,frc->rc", weights, asked), rtol=1e-5)
+    np.testing.assert_array_equal(in_session, asked[3])
     for request, line in enumerate(features.support(histories, ITEMS)):
         assert sorted(line[line >= 0]) == np.flatnonzero(whole[:, request].any(axis=0)).tolist()
 

@@ -25,6 +25,7 @@ from hiertcn.items.attributes import TITLE_COLUMNS
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
+from hiertcn.items.texts import Texts
 from hiertcn.serving.log.logged_items import Attribute, LoggedItem
 
 _ROOM: Final = 256
@@ -142,7 +143,7 @@ class CatalogueItems:
     def __len__(self) -> int:
         return len(self.released) + len(self._overlay)
 
-    def rows(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
+    def rows(self, ids: Sequence[str] | pa.Array | Texts) -> NDArray[np.int64]:
         """Row of each id, int64 ``[n]``; -1 where unknown."""
         rows = self.released.rows(ids)
         if len(self._overlay):
@@ -203,6 +204,16 @@ class CatalogueTable:
         vectors = self.released.gather(np.where(new, -1, wanted), out)
         vectors[new] = self._overlay.vectors()[wanted[new] - self._overlay.first_row]
         return vectors
+
+    def dots(self, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See ``ItemTable.dots``."""
+        found = self.released.dots(rows, queries)
+        if len(self._overlay):
+            request, place = np.nonzero(rows >= self._overlay.first_row)
+            if len(request):
+                vectors = self._overlay.vectors()[rows[request, place] - self._overlay.first_row]
+                found[request, place] = (vectors * queries[request]).sum(axis=1)
+        return found
 
 
 class CatalogueNeighbors:
