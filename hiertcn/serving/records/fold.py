@@ -22,7 +22,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.serving.records.record import NEVER_US, NO_RELEASE, UserRecord, new_record
+from hiertcn.serving.records.record import (
+    NEVER_US,
+    NO_RELEASE,
+    Journal,
+    UserRecord,
+    new_record,
+)
 from hiertcn.serving.records.snapshot import UserSnapshot
 from hiertcn.sessions.memory import HISTORY
 
@@ -145,15 +151,18 @@ def recorded(
         and timestamp_us - record.folded_until_us <= gap_us
         and record.trimmed_until_us <= record.watermark_us
     )
+    journal = record.journal.inserted(
+        item_id, item_row, timestamp_us, late=passed_by_state, key=key
+    )
+    journal, trimmed_until_us = _trimmed(journal, record.trimmed_until_us, bound)
     changed = replace(
         record,
         revision=record.revision + 1,
         release=NO_RELEASE if joins_folded_session else record.release,
-        journal=record.journal.inserted(
-            item_id, item_row, timestamp_us, late=passed_by_state, key=key
-        ),
+        trimmed_until_us=trimmed_until_us,
+        journal=journal,
     )
-    return _trimmed(changed, bound), Outcome.LATE if late else Outcome.ACCEPTED
+    return changed, Outcome.LATE if late else Outcome.ACCEPTED
 
 
 def folded(record: UserRecord, state: NDArray[np.float32], folded_until_us: int) -> UserRecord:
@@ -258,14 +267,12 @@ def last_known_rows(record: UserRecord, found: Sessions) -> NDArray[np.int32]:
     return known[-1:]
 
 
-def _trimmed(record: UserRecord, bound: JournalBound) -> UserRecord:
-    times_us = record.journal.timestamps_us
-    needless = int(np.searchsorted(times_us, bound.oldest_watermark_us, side="right"))
+def _trimmed(journal: Journal, trimmed_until_us: int, bound: JournalBound) -> tuple[Journal, int]:
+    times_us = journal.timestamps_us
+    needless = 0
+    if times_us[0] <= bound.oldest_watermark_us:
+        needless = int(times_us.searchsorted(bound.oldest_watermark_us, side="right"))
     drop = max(needless, len(times_us) - bound.entries)
     if drop <= 0:
-        return record
-    return replace(
-        record,
-        trimmed_until_us=max(record.trimmed_until_us, int(times_us[drop - 1])),
-        journal=record.journal.without_first(drop),
-    )
+        return journal, trimmed_until_us
+    return journal.without_first(drop), max(trimmed_until_us, int(times_us[drop - 1]))

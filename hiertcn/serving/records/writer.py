@@ -39,7 +39,14 @@ from hiertcn.serving.log.event_log import (
 from hiertcn.serving.log.logged_items import LoggedItem
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.observability.metrics import Metrics
-from hiertcn.serving.records.fold import UNKNOWN_ROW, JournalBound, Outcome, rebuilt, recorded
+from hiertcn.serving.records.fold import (
+    UNKNOWN_ROW,
+    JournalBound,
+    Outcome,
+    rebuilt,
+    rebuilt_from,
+    recorded,
+)
 from hiertcn.serving.records.record import NEVER_US, UserRecord, new_record, user_key
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.stores.store import Change, RecordStore, StoreBehindError
@@ -341,7 +348,8 @@ class RecordWriter:
             for place, entry in enumerate(entries)
         }
         applied: dict[int, Applied] = {}
-        for place, (key, _) in list(pending.items()):
+        # A local store commits records and position together.
+        for place, (key, _) in [] if self._store.is_local else list(pending.items()):
             if self._store.applied_for(key) >= position:
                 # An attempt that failed at another user's record had written this one.
                 applied[place] = Applied(Outcome.ACCEPTED, known_item=True)
@@ -349,7 +357,12 @@ class RecordWriter:
         for _ in range(_MAX_CONFLICTS):
             keys = list(dict.fromkeys(key for key, _ in pending.values()))
             stored = dict(zip(keys, self._store.get_many(keys), strict=True))
-            records = dict(stored)
+            user_of = {
+                key: entry.user_id
+                for place, (key, _) in pending.items()
+                if isinstance(entry := entries[place], LoggedInteraction)
+            }
+            records = self._under(release, stored, user_of)
             for place, (key, row) in pending.items():
                 records[key], applied[place] = self._with_entry(
                     records[key], entries[place], row, release, bound
@@ -379,6 +392,25 @@ class RecordWriter:
             self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
         return [applied[place] for place in range(len(entries))]
 
+    def _under(
+        self,
+        release: ServingRelease,
+        stored: dict[bytes, UserRecord | None],
+        user_of: dict[bytes, str],
+    ) -> dict[bytes, UserRecord | None]:
+        """The records, those that interactions come to rebuilt for the release in one look-up."""
+        outdated = [
+            key
+            for key in user_of
+            if (record := stored[key]) is None or record.release != release.number
+        ]
+        snapshots = release.user_snapshots([user_of[key] for key in outdated])
+        self._metrics.rebuilds.inc(len(outdated))
+        return stored | {
+            key: rebuilt_from(stored[key], snapshot, release)
+            for key, snapshot in zip(outdated, snapshots, strict=True)
+        }
+
     def _with_entry(
         self,
         record: UserRecord | None,
@@ -394,6 +426,7 @@ class RecordWriter:
             known = Applied(Outcome.ACCEPTED, record is not None)
             return _erased(entry, record, release), known
         if record is None or record.release != release.number:
+            # A deletion, or an entry that joined a folded session, came just before in the group.
             self._metrics.rebuilds.inc()
             record = rebuilt(record, entry.user_id, release)
         after, outcome = recorded(

@@ -207,6 +207,8 @@ class ServingRelease:
 
     def storable(self, record: UserRecord) -> UserRecord:
         """A record of this release without the rows of new items."""
+        if not len(self.overlay) or not len(record.journal):
+            return record
         rows = record.journal.item_rows
         new = rows >= self.overlay.first_row
         if not new.any():
@@ -237,6 +239,13 @@ class ServingRelease:
         """What the snapshot knows of the user, None for an unknown user."""
         return self.snapshot.lookup(user_id)
 
+    def user_snapshots(self, user_ids: Sequence[str]) -> list[UserSnapshot | None]:
+        """The same of many users ``[n]``, in one look-up."""
+        if not user_ids:
+            return []
+        rows = self.snapshot.rows(user_ids).tolist()
+        return [None if row < 0 else self.snapshot.at(row) for row in rows]
+
     def warm(self) -> None:
         """Make every look-up once, so that none is compiled or faulted in under a request."""
         first = self.items.ids([0])
@@ -244,7 +253,7 @@ class ServingRelease:
         self.user_snapshot("")
         self.neighbors.search(self.table.gather(rows[:1]), 1)
         live = self.live.at(self.watermark_us)
-        drop_repeats(rows, np.array([0, len(rows)]), np.zeros(len(self.items), np.int64), 1)
+        drop_repeats(rows, np.array([0, len(rows)]))
         rank_together(np.zeros((1, 1), np.float32), rows[None, :1], [1], without_terms(1))
         if self.terms is not None:
             self.terms.warm(live)

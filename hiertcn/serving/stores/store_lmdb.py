@@ -36,7 +36,7 @@ from hiertcn.serving.records.record import (
     UserRecord,
     decode,
     encode,
-    stored_revision,
+    has_revision,
 )
 from hiertcn.serving.stores.crash_note import take_note
 from hiertcn.serving.stores.store import Change
@@ -193,8 +193,7 @@ class LmdbStore:
             try:
                 with self._environment.begin(write=True) as transaction:
                     for key, (base, value) in encoded.items():
-                        stored = transaction.get(key)
-                        if (None if stored is None else stored_revision(stored)) != base:
+                        if not has_revision(transaction.get(key), base):
                             refused.add(key)
                         elif value is None:
                             transaction.delete(key)
