@@ -65,11 +65,11 @@ def serve(
     batch_delay_ms: Annotated[
         float,
         typer.Option(
-            help="Longest that a request waits for others to share a model call with, in "
-            "milliseconds.",
+            help="Longest that a request waits for others to share a model call with while the "
+            "one before is under way, in milliseconds; else an eighth of it.",
             min=0,
         ),
-    ] = 2.0,
+    ] = 16.0,
     max_in_flight: Annotated[
         int,
         typer.Option(

@@ -27,7 +27,8 @@ class SidecarOptions:
             touched), "prefault" (shared, read in before the release serves) or "huge-pages"
             (copied into this process's own memory, where the kernel grants huge pages).
         model_deadline_s: seconds after which a call to Triton is given up for a fallback ranking.
-        batch_delay_s: longest that a request waits for others to share a call with, in seconds.
+        batch_delay_s: longest that a request waits for others to share a call with while the one
+            before is under way, in seconds; else an eighth of it.
         max_batch: most requests in one call to Triton.
         max_in_flight: requests in flight of a method at which the next is refused
             (RESOURCE_EXHAUSTED).
@@ -70,7 +71,7 @@ class SidecarOptions:
     models: str = "triton"
     item_memory: str = "mapped"
     model_deadline_s: float = 0.2
-    batch_delay_s: float = 0.002
+    batch_delay_s: float = 0.016
     max_batch: int = 64
     max_in_flight: int = 256
     target_latency_s: float = 0.2

@@ -85,6 +85,16 @@ def test_it_equals_a_catalogue_that_knows_the_items(parts, batches, seed, k):
     assert CatalogueTable(table, overlay).gather(rows, out=out) is out
     np.testing.assert_array_equal(out, vectors[rows])
 
+    asked_rows = np.append(rows, [-1, -1, len(ids)]).reshape(3, 4)
+    mine = rng.normal(size=(3, DIM)).astype(np.float32)
+    dots = np.append(vectors, np.zeros((2, DIM)), axis=0)[asked_rows] * mine[:, None]
+    np.testing.assert_allclose(
+        CatalogueTable(table, overlay).dots(np.where(asked_rows < len(ids), asked_rows, -1), mine),
+        np.where((asked_rows >= 0) & (asked_rows < len(ids)), dots.sum(axis=2), 0),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
     search = CatalogueNeighbors(neighbors, overlay)
     queries = rng.normal(size=(3, DIM)).astype(np.float32)
     exact = queries @ vectors.T

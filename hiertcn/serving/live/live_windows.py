@@ -138,15 +138,20 @@ class LiveCountsAt:
 
     Attributes:
         minute: the running minute, since the epoch.
-        counts: float32 ``[windows, items]``, whole numbers.
+        by_item: float32 ``[items, windows]``, whole numbers; an item's lie together.
     """
 
     minute: int
-    counts: NDArray[np.float32]
+    by_item: NDArray[np.float32]
     _rows: NDArray[np.int64] | None = None
     _counts_of_rows: NDArray[np.float32] | None = None
     _totals: NDArray[np.float32] | None = None
     _levels: LiveLevels | None = None
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """The same as ``[windows, items]``, a view."""
+        return self.by_item.T
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -266,8 +271,8 @@ class LiveWindows:
         """Make room for items that came after the release; those before keep their counts."""
         self._items = max(self._items, items)
         for asked in self._asked:
-            more = self._items - asked.counts.shape[1]
-            asked.counts = np.pad(asked.counts, ((0, 0), (0, more)))
+            more = self._items - len(asked.by_item)
+            asked.by_item = np.pad(asked.by_item, ((0, more), (0, 0)))
             asked.touch()
 
     @property
@@ -350,10 +355,10 @@ class LiveWindows:
                 asked.touch()
 
     def _counted(self, minute: int) -> LiveCountsAt:
-        counts = np.zeros((len(WINDOWS_MINUTES), self._items), np.float32)
+        counts = np.zeros((self._items, len(WINDOWS_MINUTES)), np.float32)
         for window, length in enumerate(WINDOWS_MINUTES):
-            self._add_minutes(counts[window], minute - length, minute, 1.0)
-        return LiveCountsAt(minute=minute, counts=counts)
+            self._add_minutes(counts[:, window], minute - length, minute, 1.0)
+        return LiveCountsAt(minute=minute, by_item=counts)
 
     def _move(self, asked: LiveCountsAt, minute: int) -> None:
         before, sign = asked.minute, 1.0 if minute > asked.minute else -1.0

@@ -19,19 +19,17 @@ class TermWeights(NamedTuple):
 
     Attributes:
         dot, log, session: float32 ``[n]``, see ``hiertcn.export.term_gate.Mixture``.
-        memory: float32 ``[n, features]``, weights of the memory features.
-        features: float32 ``[features, n, c]``, those of the candidates.
-        session_feature: which of the features is that of the running session, -1 for none.
+        memory: float32 ``[n, c]``, the candidates' memory features, weighted and summed.
+        in_session: float32 ``[n, c]``, 1 for items of the running session.
         live: float32 ``[n, windows]``, weights of the live counts.
-        counts: float32 ``[windows, items]``, the live counts.
+        counts: float32 ``[items, windows]``, the live counts.
     """
 
     dot: NDArray[np.float32]
     log: NDArray[np.float32]
     session: NDArray[np.float32]
     memory: NDArray[np.float32]
-    features: NDArray[np.float32]
-    session_feature: int
+    in_session: NDArray[np.float32]
     live: NDArray[np.float32]
     counts: NDArray[np.float32]
 
@@ -44,10 +42,9 @@ def without_terms(requests: int) -> TermWeights:
         log=np.zeros(requests, np.float32),
         session=np.zeros(requests, np.float32),
         memory=nothing,
-        features=np.zeros((0, requests, 0), np.float32),
-        session_feature=-1,
+        in_session=nothing,
         live=nothing,
-        counts=nothing.T,
+        counts=np.zeros((0, 0), np.float32),
     )
 
 
@@ -88,26 +85,32 @@ def rank_together(
 
 
 @compiled
-def drop_repeats(
-    rows: NDArray[np.int64], offsets: NDArray[np.int64], stamps: NDArray[np.int64], stamp: int
-) -> None:
+def drop_repeats(rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
     """Set rows that repeat an earlier one of the same request to -1.
 
     Args:
         rows: int64 ``[total]``, those of one request after another.
         offsets: int64 ``[n + 1]``, where each request's begin.
-        stamps: int64 ``[items]``, scratch whose values are all below ``stamp``.
-        stamp: the first of ``n`` numbers used to mark what was seen.
     """
+    size = 64
     for request in range(len(offsets) - 1):
-        mark = stamp + request
+        while size < 2 * (offsets[request + 1] - offsets[request]):
+            size *= 2
+    # Open addressing, at most half full.
+    seen = np.empty(size, np.int64)
+    for request in range(len(offsets) - 1):
+        seen[:] = -1
         for place in range(offsets[request], offsets[request + 1]):
             row = rows[place]
-            if row >= 0:
-                if stamps[row] == mark:
-                    rows[place] = -1
-                else:
-                    stamps[row] = mark
+            if row < 0:
+                continue
+            slot = row & (size - 1)
+            while seen[slot] >= 0 and seen[slot] != row:
+                slot = (slot + 1) & (size - 1)
+            if seen[slot] == row:
+                rows[place] = -1
+            else:
+                seen[slot] = row
 
 
 @compiled
@@ -120,32 +123,15 @@ def _rank(
     scores: NDArray[np.float32],
     found: NDArray[np.int64],
 ) -> None:
-    features, windows = weights.features.shape[0], weights.counts.shape[0]
+    mine = np.empty(rows.shape[1], np.float32)
     for request in range(len(rows)):
+        # Scored first: reads that do not wait for what was kept overlap.
+        _score(request, dots[request], rows[request], weights, mine)
         held = 0
         for place in range(rows.shape[1]):
-            row = rows[request, place]
-            if row < 0:
+            if rows[request, place] < 0:
                 continue
-            score = weights.dot[request] * dots[request, place]
-            if features + windows > 0:
-                mixed = np.float32(0.0)
-                for feature in range(features):
-                    mixed += (
-                        weights.memory[request, feature] * weights.features[feature, request, place]
-                    )
-                # Items newer than the counts have none.
-                for window in range(windows if row < weights.counts.shape[1] else 0):
-                    mixed += weights.live[request, window] * weights.counts[window, row]
-                if mixed > 0.0:
-                    score += weights.log[request] * np.log1p(mixed)
-                if weights.session_feature >= 0:
-                    score += (
-                        weights.session[request]
-                        * weights.features[weights.session_feature, request, place]
-                    )
-            if np.isnan(score):
-                score = np.float32(-np.inf)
+            score = mine[place]
             # The best so far are kept in order: few of many candidates ever enter.
             at = held
             if held == wanted[request]:
@@ -161,3 +147,29 @@ def _rank(
             scores[request, at] = score
             places[request, at] = place
         found[request] = held
+
+
+@compiled
+def _score(
+    request: int,
+    dots: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    weights: TermWeights,
+    scores: NDArray[np.float32],
+) -> None:
+    items, windows = weights.counts.shape
+    has_memory = weights.memory.shape[1] > 0
+    dot, log, session = weights.dot[request], weights.log[request], weights.session[request]
+    for place in range(len(rows)):
+        row = rows[place]
+        score = dot * dots[place]
+        mixed = weights.memory[request, place] if has_memory else np.float32(0.0)
+        # Items newer than the counts have none.
+        if 0 <= row < items:
+            for window in range(windows):
+                mixed += weights.live[request, window] * weights.counts[row, window]
+        if mixed > 0.0:
+            score += log * np.log1p(mixed)
+        if has_memory:
+            score += session * weights.in_session[request, place]
+        scores[place] = np.float32(-np.inf) if np.isnan(score) else score

@@ -6,29 +6,29 @@ interaction only appends to the journal; recommendations (``recommendations.py``
 closed since.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
+from itertools import chain, islice
+from typing import Final
 
 from hiertcn.items.attribute_filters import AttributeFilter
+from hiertcn.items.texts import Texts
 from hiertcn.serving.log.event_log import LoggedDeletion, LoggedInteraction
 from hiertcn.serving.new_items.item_upserts import CheckedItem, ItemUpserts, Upserted
 from hiertcn.serving.observability.metrics import Metrics
-from hiertcn.serving.ranking.batching import ModelBatcher
-from hiertcn.serving.ranking.recommendations import (
-    Recommendation,
-    RecommendationRequest,
-    Recommendations,
-)
+from hiertcn.serving.ranking.batching import BatchQueue, ModelBatcher
+from hiertcn.serving.ranking.recommendations import Recommendations
+from hiertcn.serving.ranking.requests import Recommendation, RecommendationRequest
 from hiertcn.serving.records.fold import Outcome
 from hiertcn.serving.records.record import UserRecord, user_key
 from hiertcn.serving.records.record_reader import RecordReader
 from hiertcn.serving.records.writer import Applied, Writer
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.stores.store import RecordStore
+
+_TOGETHER: Final = "interactions"
+_MAX_COMMITS: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,9 @@ class Engine:
         self._records = RecordReader(store)
         self._writer = writer
         self._metrics = metrics
+        self._commits: BatchQueue[Sequence[LoggedInteraction], list[Applied]] = BatchQueue(
+            self._commit_together, max_batch=_MAX_COMMITS, max_delay_s=max_delay_s
+        )
         self._recommendations = Recommendations(
             self._records, writer, models, metrics, max_batch=max_batch, max_delay_s=max_delay_s
         )
@@ -94,7 +97,7 @@ class Engine:
         user_id: str,
         *,
         k: int,
-        candidates: Sequence[str] | pa.Array | None,
+        candidates: Sequence[str] | Texts | None,
         exclude: Sequence[str],
         timestamp_us: int,
         exclude_seen: bool = False,
@@ -109,6 +112,8 @@ class Engine:
             InputError: a filter does not fit the release's item attributes.
             ServingError: the store cannot be reached.
         """
+        if candidates is not None and not isinstance(candidates, Texts):
+            candidates = Texts.of(candidates)
         request = RecommendationRequest(
             user_id=user_id,
             k=k,
@@ -130,7 +135,7 @@ class Engine:
         """
         new = []
         keys = list(dict.fromkeys(user_key(interaction.user_id) for interaction in interactions))
-        found = dict(zip(keys, await asyncio.gather(*map(self._records.get, keys)), strict=True))
+        found = dict(zip(keys, await self._records.get_many(keys), strict=True))
         for interaction in interactions:
             record = found[user_key(interaction.user_id)]
             if record is None or not record.journal.contains(
@@ -140,7 +145,7 @@ class Engine:
         applied: list[Applied] = []
         if new:
             began = time.perf_counter()
-            applied = await self._writer.commit(new)
+            applied = await self._commits.submit(_TOGETHER, new)
             stages = self._metrics.stages
             stages.ended("commit", began, [stages.request()])
         outcomes = [result.outcome for result in applied]
@@ -159,6 +164,13 @@ class Engine:
         return Recorded(
             accepted=accepted, duplicates=duplicates, late=late, unknown_items=list(unknown)
         )
+
+    async def _commit_together(
+        self, _: Hashable, waiting: list[Sequence[LoggedInteraction]]
+    ) -> list[list[Applied]]:
+        """Hand over what several requests record in one piece: each hand-over stops two threads."""
+        applied = iter(await self._writer.commit([*chain.from_iterable(waiting)]))
+        return [list(islice(applied, len(interactions))) for interactions in waiting]
 
     async def upsert(self, items: Sequence[CheckedItem]) -> Upserted:
         """Log new items and make them candidates; return once both is done.

@@ -14,26 +14,24 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from hiertcn.errors import ServingError
 from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.ranking.batching import Gatherer, ModelBatcher
-from hiertcn.serving.ranking.candidate_ranking import (
-    drop_repeats,
-    padded,
-    rank_together,
-    without_terms,
-)
+from hiertcn.serving.ranking.candidate_ranking import rank_together, without_terms
 from hiertcn.serving.ranking.item_filters import Allowed
 from hiertcn.serving.ranking.last_embeddings import LastEmbeddings
+from hiertcn.serving.ranking.listed import (
+    ListedCandidates,
+    excluded_rows,
+    request_histories,
+)
 from hiertcn.serving.ranking.ranking import (
     Ranked,
     rank_candidates_by_popularity,
@@ -42,7 +40,8 @@ from hiertcn.serving.ranking.ranking import (
     rank_scored,
     rank_searched,
 )
-from hiertcn.serving.ranking.scoring_terms import CandidateTerms, RequestTerms, histories_of
+from hiertcn.serving.ranking.requests import Recommendation, RecommendationRequest
+from hiertcn.serving.ranking.scoring_terms import RequestTerms
 from hiertcn.serving.records import fold
 from hiertcn.serving.records.fold import Sessions
 from hiertcn.serving.records.record import NEVER_US, UserRecord, user_key
@@ -50,7 +49,6 @@ from hiertcn.serving.records.record_reader import RecordReader
 from hiertcn.serving.records.writer import Writer
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.sessions.live_counts import MINUTE_US
-from hiertcn.sessions.memory import Histories
 
 SMALL_CATALOGUE: Final = 20_000
 """Items up to which a search runs on the event loop's thread."""
@@ -63,56 +61,6 @@ _SHORT: Final = 32
 
 _TURNS_TO_SEND: Final = 2
 """Turns of the event loop until grpc.aio has sent what it was given."""
-
-_NO_ROWS: Final = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recommendation:
-    """A ranked reply: ids and scores best first, all of one release."""
-
-    release: int
-    item_ids: list[str]
-    scores: list[float]
-    unknown_items: list[str]
-    fallback: bool
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class RecommendationRequest:
-    """What is asked, and what has been found out on the way to the answer.
-
-    Attributes:
-        user_id: for whom.
-        k: how many items.
-        candidates: items to rank; None for the catalogue.
-        exclude: items never to return.
-        timestamp_us: as of when.
-        exclude_seen: leave out what the user has interacted with.
-        filters: what items must pass.
-        models_until: when to stop waiting for the models, in seconds of ``time.monotonic``.
-    """
-
-    user_id: str
-    k: int
-    candidates: Sequence[str] | pa.Array | None
-    exclude: Sequence[str]
-    timestamp_us: int
-    exclude_seen: bool = False
-    filters: Sequence[AttributeFilter] = ()
-    models_until: float | None = None
-
-    _answer: "asyncio.Future[Recommendation]" = field(init=False)
-    _key: bytes = field(init=False)
-    _allowed: Allowed | None = field(init=False, default=None)
-    _rows: NDArray[np.int64] | None = field(init=False, default=None)
-    _excluded: NDArray[np.int64] = field(init=False, default_factory=lambda: _NO_ROWS)
-    _unknown: dict[str, None] = field(init=False, default_factory=dict)
-    _base: int | None = field(init=False, default=None)
-    _record: UserRecord | None = field(init=False, default=None)
-    _cut: Sessions = field(init=False)
-    _trace: Any = field(init=False, default=None)
-    _came: float = field(init=False, default_factory=time.perf_counter)
 
 
 class Recommendations:
@@ -147,9 +95,6 @@ class Recommendations:
             self._run, max_batch=max_batch, max_delay_s=max_delay_s
         )
         metrics.queue_depth.labels("recommend").set_function(lambda: self._gatherer.waiting)
-        self._stamps: tuple[ServingRelease | None, NDArray[np.int64]] = (None, _NO_ROWS)
-        self._stamp = 1
-        self._gathered = np.empty((0, 0), np.float32)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(
@@ -167,30 +112,30 @@ class Recommendations:
         """
         loop = asyncio.get_running_loop()
         if request.filters:
-            request._allowed = await self._passing(release, request.filters)
-        request._key = user_key(request.user_id)
-        request._answer = loop.create_future()
-        request._trace = self._metrics.stages.request()
+            request.allowed = await self._passing(release, request.filters)
+        request.key = user_key(request.user_id)
+        request.answer = loop.create_future()
+        request.trace = self._metrics.stages.request()
         timer = (
             None
             if request.models_until is None
-            else loop.call_at(request.models_until, _expire, request._answer)
+            else loop.call_at(request.models_until, _expire, request.answer)
         )
         self._gatherer.add(release, request)
         try:
-            return await request._answer
+            return await request.answer
         except TimeoutError:
-            if request._record is None:
-                self._prepare(release, [request], [await self._records.get(request._key)])
+            if request.record is None:
+                self._prepare(release, [request], [await self._records.get(request.key)])
         except ServingError:
-            if request._record is None:
+            if request.record is None:
                 raise
         finally:
             if timer is not None:
                 timer.cancel()
-        request._answer = loop.create_future()
+        request.answer = loop.create_future()
         await self._fall_back(release, request)
-        return await request._answer
+        return await request.answer
 
     def forget(self, user_id: str) -> None:
         """Drop what is remembered of a user beside the store."""
@@ -221,28 +166,32 @@ class Recommendations:
 
     async def _run(self, release: Hashable, batch: list[RecommendationRequest]) -> None:
         assert isinstance(release, ServingRelease)
-        batch = [request for request in batch if not request._answer.done()]
+        batch = [request for request in batch if not request.answer.done()]
         try:
-            fresh = [request for request in batch if request._record is None]
+            fresh = [request for request in batch if request.record is None]
             if fresh:
                 for request in fresh:
-                    self._ended("wait", request._came, [request])
+                    self._ended("wait", request.came, [request])
                 began = time.perf_counter()
-                stored = await self._records.get_many([request._key for request in fresh])
+                stored = await self._records.get_many([request.key for request in fresh])
                 self._ended("read", began, fresh)
                 self._prepare(release, fresh, stored)
                 for request in fresh:
-                    if request._cut.closed and not request._answer.done():
+                    if request.cut.closed and not request.answer.done():
                         self._start(self._fold(release, request))
         except Exception as error:
             _fail(batch, error)
             return
         groups: dict[tuple[bool, int], list[RecommendationRequest]] = defaultdict(list)
         for request in batch:
-            if not request._answer.done() and not request._cut.closed:
-                is_long = len(request._cut.open_rows) > _SHORT
+            if not request.answer.done() and not request.cut.closed:
+                is_long = len(request.cut.open_rows) > _SHORT
                 groups[is_long, request.timestamp_us // MINUTE_US].append(request)
-        await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
+        if len(groups) == 1:
+            (group,) = groups.values()
+            await self._rank(release, group)
+        else:
+            await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
 
     def _prepare(
         self,
@@ -250,7 +199,7 @@ class Recommendations:
         requests: list[RecommendationRequest],
         stored: Sequence[UserRecord | None],
     ) -> None:
-        """Find the requests' records and items; those with nothing to rank are answered at once."""
+        """Find the requests' records and cut their sessions."""
         outdated = [
             place
             for place, record in enumerate(stored)
@@ -268,69 +217,19 @@ class Recommendations:
                     self._metrics.rebuilds.inc()
             is_rebuilt = current is not record
             current = release.resolved(current)
-            request._base = None if record is None else record.revision
-            request._record = current
-            request._cut = fold.sessions(
-                current, gap_us=release.gap_us, now_us=request.timestamp_us
-            )
-            if record is not None and is_rebuilt and not request._cut.closed:
+            request.base = None if record is None else record.revision
+            request.record = current
+            request.cut = fold.sessions(current, gap_us=release.gap_us, now_us=request.timestamp_us)
+            if record is not None and is_rebuilt and not request.cut.closed:
                 self._keep(release, request, current)
-        self._look_up_items(release, requests)
-
-    def _look_up_items(
-        self, release: ServingRelease, requests: list[RecommendationRequest]
-    ) -> None:
-        listed = [request for request in requests if request.candidates is not None]
-        if listed:
-            given = [_as_array(request.candidates) for request in listed]
-            offsets = np.zeros(len(given) + 1, np.int64)
-            np.cumsum([len(ids) for ids in given], out=offsets[1:])
-            rows = release.items.rows(pa.concat_arrays(given))
-            unknown = np.flatnonzero(rows < 0)
-            drop_repeats(rows, offsets, *self._stamps_of(release, len(listed)))
-            for place, request in enumerate(listed):
-                request._rows = rows[offsets[place] : offsets[place + 1]]
-            for place in unknown.tolist():
-                owner = int(np.searchsorted(offsets, place, side="right")) - 1
-                item_id = given[owner][place - int(offsets[owner])].as_py()
-                listed[owner]._unknown[item_id] = None
-        for request in requests:
-            if request.exclude:
-                excluded = release.item_rows(request.exclude)
-                for item_id, row in zip(request.exclude, excluded.tolist(), strict=True):
-                    if row < 0:
-                        request._unknown[item_id] = None
-                request._excluded = excluded[excluded >= 0]
-            if request.exclude_seen:
-                assert request._record is not None
-                seen = fold.seen_rows(request._record)
-                request._excluded = np.union1d(request._excluded, seen)
-            rows_of = request._rows
-            if rows_of is None:
-                continue
-            if len(request._excluded):
-                rows_of[np.isin(rows_of, request._excluded)] = -1
-            if request._allowed is not None:
-                # The row of an unknown item is -1, whatever the mask says of its last one.
-                rows_of[~request._allowed.passes(rows_of)] = -1
-            if not (rows_of >= 0).any():
-                self._reply(release, request, [], [])
 
     def _keep(
         self, release: ServingRelease, request: RecommendationRequest, record: UserRecord
     ) -> None:
-        self._writer.keep_fold(request._key, request._base, release.storable(record))
-
-    def _stamps_of(self, release: ServingRelease, count: int) -> tuple[NDArray[np.int64], int]:
-        owner, stamps = self._stamps
-        if owner is not release or len(stamps) < len(release.items):
-            stamps = np.zeros(len(release.items), np.int64)
-            self._stamps = release, stamps
-        self._stamp += count
-        return stamps, self._stamp - count
+        self._writer.keep_fold(request.key, request.base, release.storable(record))
 
     async def _fold(self, release: ServingRelease, request: RecommendationRequest) -> None:
-        record, cut = request._record, request._cut
+        record, cut = request.record, request.cut
         assert record is not None
         began = time.perf_counter()
         try:
@@ -347,54 +246,70 @@ class Recommendations:
             _fail([request], error)
             return
         self._ended("fold", began, [request])
-        if request._answer.done():
+        if request.answer.done():
             return
-        request._record = record
-        request._cut = Sessions(closed=[], closed_until_us=[], open_rows=cut.open_rows)
+        request.record = record
+        request.cut = Sessions(closed=[], closed_until_us=[], open_rows=cut.open_rows)
         self._gatherer.add(release, request)
 
     async def _rank(self, release: ServingRelease, group: list[RecommendationRequest]) -> None:
         """Answer requests of one minute whose sessions are all short, or all long."""
-        group.sort(key=_is_searched)
         began = time.perf_counter()
         call = asyncio.ensure_future(
             self._models.user_embeddings(
                 release,
-                [request._cut.open_rows for request in group],
-                [_record_of(request).state[-1] for request in group],
+                [request.cut.open_rows for request in group],
+                [request.user.state[-1] for request in group],
             )
         )
         self._observe_ages(group)
         try:
             for _ in range(_TURNS_TO_SEND):
                 await asyncio.sleep(0)
-            # Computed while the model is.
+            # Looked up while the model is computed.
             prepared = time.perf_counter()
-            listed = _Listed.of(release, group)
+            listed = ListedCandidates.of(release, group)
+            self._note(listed)
             self._ended("terms", prepared, listed.requests)
             embeddings = await call
             self._ended("model", began, group)
             for request, embedding in zip(group, embeddings, strict=True):
-                self._last.keep(release.number, request._key, embedding)
+                self._last.keep(release.number, request.key, embedding)
             began = time.perf_counter()
-            self._answer_listed(release, listed, embeddings, fallback=False)
+            is_listed = np.array([request.candidates is not None for request in group])
+            self._answer_listed(release, listed, embeddings[is_listed], fallback=False)
             self._ended("rank", began, listed.requests)
-            for request, embedding in zip(
-                group[len(listed.requests) :], embeddings[len(listed.requests) :], strict=True
-            ):
+            for place in np.flatnonzero(~is_listed).tolist():
+                request = group[place]
+                self._look_up_excluded(release, request)
                 terms = self._terms(release, request)
-                self._start(self._answer_searched(release, request, embedding, terms))
+                self._start(self._answer_searched(release, request, embeddings[place], terms))
         except Exception as error:
             call.cancel()
             _fail(group, error)
 
+    def _note(self, listed: ListedCandidates) -> None:
+        for place, request in enumerate(listed.requests):
+            request.rows = listed.rows[place, : listed.lengths[place]]
+            request.unknown = listed.unknown[place]
+
+    def _look_up_excluded(self, release: ServingRelease, request: RecommendationRequest) -> None:
+        request.excluded = excluded_rows(release, request, request.unknown)
+
     async def _fall_back(self, release: ServingRelease, request: RecommendationRequest) -> None:
         """Answer without the models; the request is prepared."""
-        if request._answer.done():
+        if request.answer.done():
             return
-        query = self._last.get(release.number, request._key)
-        known_rows = fold.last_known_rows(_record_of(request), request._cut)
+        query = self._last.get(release.number, request.key)
+        known_rows = fold.last_known_rows(request.user, request.cut)
         with_terms = query is not None
+        listed = ListedCandidates.of(release, [request], with_terms=with_terms)
+        self._note(listed)
+        if request.candidates is None:
+            self._look_up_excluded(release, request)
+        elif not (listed.rows >= 0).any():
+            self._reply(release, request, [], [])
+            return
         if query is not None:
             self._metrics.fallbacks.labels("embedding").inc()
         elif len(known_rows):
@@ -404,8 +319,7 @@ class Recommendations:
             self._metrics.fallbacks.labels("popularity").inc()
             self._answer_by_popularity(release, request)
             return
-        if request._rows is not None:
-            listed = _Listed.of(release, [request], with_terms=with_terms)
+        if request.candidates is not None:
             self._answer_listed(release, listed, query[None], fallback=True)
         else:
             terms = self._terms(release, request) if with_terms else None
@@ -414,7 +328,7 @@ class Recommendations:
     def _answer_listed(
         self,
         release: ServingRelease,
-        listed: "_Listed",
+        listed: ListedCandidates,
         embeddings: NDArray[np.float32],
         *,
         fallback: bool,
@@ -422,14 +336,7 @@ class Recommendations:
         if not listed.requests:
             return
         rows = listed.rows
-        if len(self._gathered) < rows.shape[1] or self._gathered.shape[1] != release.dim:
-            self._gathered = np.empty((rows.shape[1], release.dim), np.float32)
-        dots = np.zeros(rows.shape, np.float32)
-        for place, request in enumerate(listed.requests):
-            assert request._rows is not None
-            count = len(request._rows)
-            vectors = release.table.gather(request._rows, out=self._gathered[:count])
-            np.dot(vectors, embeddings[place], out=dots[place, :count])
+        dots = release.table.dots(rows, np.ascontiguousarray(embeddings))
         weights = (
             without_terms(len(rows))
             if listed.terms is None
@@ -473,13 +380,13 @@ class Recommendations:
         self, release: ServingRelease, request: RecommendationRequest
     ) -> None:
         k, now_us = request.k, request.timestamp_us
-        if request._rows is not None:
-            rows = request._rows[request._rows >= 0]
+        if request.rows is not None:
+            rows = request.rows[request.rows >= 0]
             ranked = rank_candidates_by_popularity(release, rows, k, now_us)
             best = rows[ranked.places]
         else:
             ranked = rank_catalogue_by_popularity(
-                release, request._excluded, k, now_us, request._allowed
+                release, request.excluded, k, now_us, request.allowed
             )
             best = ranked.places
         item_ids = release.items.ids(best) if len(best) else []
@@ -492,7 +399,7 @@ class Recommendations:
         query: NDArray[np.float32],
         terms: RequestTerms | None,
     ) -> Ranked:
-        excluded, k, allowed = request._excluded, request.k, request._allowed
+        excluded, k, allowed = request.excluded, request.k, request.allowed
         is_small = len(release.items) <= SMALL_CATALOGUE
         search: Callable[..., Ranked] = rank_catalogue
         arguments: tuple[Any, ...] = (release, query, excluded, k)
@@ -513,7 +420,7 @@ class Recommendations:
     ) -> RequestTerms | None:
         if release.terms is None:
             return None
-        histories = _histories(release, [request])
+        histories = request_histories(release, [request])
         return release.terms.at(histories, release.live.at(request.timestamp_us))
 
     def _reply(
@@ -525,81 +432,34 @@ class Recommendations:
         *,
         fallback: bool = False,
     ) -> None:
-        if request._answer.done():
+        if request.answer.done():
             return
-        if request._unknown:
-            self._metrics.unknown_items.labels("Recommend").inc(len(request._unknown))
-        request._answer.set_result(
+        if request.unknown:
+            self._metrics.unknown_items.labels("Recommend").inc(len(request.unknown))
+        request.answer.set_result(
             Recommendation(
                 release=release.number,
                 item_ids=item_ids,
                 scores=scores,
-                unknown_items=list(request._unknown),
+                unknown_items=list(request.unknown),
                 fallback=fallback,
             )
         )
 
     def _observe_ages(self, requests: Sequence[RecommendationRequest]) -> None:
         for request in requests:
-            folded_until_us = _record_of(request).folded_until_us
+            folded_until_us = request.user.folded_until_us
             if folded_until_us != NEVER_US:
                 age_s = max(0, request.timestamp_us - folded_until_us) / 1e6
                 self._metrics.state_age_seconds.observe(age_s)
 
     def _ended(self, stage: str, began: float, requests: Sequence[RecommendationRequest]) -> None:
-        self._metrics.stages.ended(stage, began, [request._trace for request in requests])
+        self._metrics.stages.ended(stage, began, [request.trace for request in requests])
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """The requests of a batch that list candidates: padded rows ``[n, c]`` and their terms."""
-
-    requests: list[RecommendationRequest]
-    rows: NDArray[np.int64]
-    terms: CandidateTerms | None
-
-    @classmethod
-    def of(
-        cls,
-        release: ServingRelease,
-        requests: Sequence[RecommendationRequest],
-        *,
-        with_terms: bool = True,
-    ) -> Self:
-        listed = [request for request in requests if request._rows is not None]
-        rows = padded([request._rows for request in listed if request._rows is not None])
-        terms = None
-        if listed and with_terms and release.terms is not None:
-            terms = release.terms.of_candidates(_histories(release, listed), rows)
-        return cls(listed, rows, terms)
-
-
-def _histories(release: ServingRelease, requests: Sequence[RecommendationRequest]) -> Histories:
-    found = [fold.history(_record_of(request)) for request in requests]
-    return histories_of(
-        [rows for rows, _ in found],
-        [timestamps_us for _, timestamps_us in found],
-        [len(request._cut.open_rows) for request in requests],
-        gap_us=release.gap_us,
-    )
-
-
-def _record_of(request: RecommendationRequest) -> UserRecord:
-    assert request._record is not None
-    return request._record
-
-
-def _is_searched(request: RecommendationRequest) -> bool:
-    return request._rows is None
-
-
-def _as_array(ids: Sequence[str] | pa.Array | None) -> pa.Array:
-    return ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
 
 
 def _mean(release: ServingRelease, rows: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -614,5 +474,5 @@ def _expire(answer: "asyncio.Future[Recommendation]") -> None:
 
 def _fail(requests: Sequence[RecommendationRequest], error: Exception) -> None:
     for request in requests:
-        if not request._answer.done():
-            request._answer.set_exception(error)
+        if not request.answer.done():
+            request.answer.set_exception(error)

@@ -31,6 +31,7 @@ _MOST_SUPPORT: Final = 4096
 _MEMORY: Final = len(memory.FEATURES)
 _SESSION_ITEMS: Final = memory.FEATURES.index("session_items")
 _SMOOTHING: Final = np.float32(live_counts.SMOOTHING)
+_NO_COUNTS: Final = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -115,24 +116,23 @@ class CandidateTerms:
     def __init__(self, terms: ScoringTerms, histories: Histories, rows: NDArray[np.int64]) -> None:
         self._uses_live = terms.uses_live
         self._mixture = terms.gate.at(context_of(histories))
-        self._features = np.zeros((0, len(rows), 0), np.float32)
+        self._memory = self._in_session = np.zeros((len(rows), 0), np.float32)
         if terms.uses_memory:
-            self._features = terms.memory.of_items(histories, rows)
+            shares = np.ascontiguousarray(self._mixture.shares[:, :_MEMORY])
+            self._memory, self._in_session = terms.memory.weighed(histories, rows, shares)
 
     def weights(self, live: LiveCountsAt) -> TermWeights:
         """What the ranking mixes in, with the windows at the requests' time."""
-        mixture, features = self._mixture, self._features
-        counts = live.counts if self._uses_live else live.counts[:0]
+        mixture = self._mixture
         weights = mixture.shares[:, _MEMORY:] / (live.totals + _SMOOTHING)
         return TermWeights(
             dot=np.ascontiguousarray(mixture.dot),
             log=np.ascontiguousarray(mixture.log),
             session=np.ascontiguousarray(mixture.session),
-            memory=np.ascontiguousarray(mixture.shares[:, : len(features)]),
-            features=features,
-            session_feature=_SESSION_ITEMS if len(features) else -1,
-            live=np.ascontiguousarray(weights[:, : len(counts)], np.float32),
-            counts=counts,
+            memory=self._memory,
+            in_session=self._in_session,
+            live=np.ascontiguousarray(weights, np.float32),
+            counts=live.by_item if self._uses_live else _NO_COUNTS,
         )
 
 

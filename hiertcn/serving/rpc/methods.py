@@ -44,6 +44,8 @@ def method_handlers(
         service: full name of the service.
         methods: has an ``async`` method ``(request, context) -> reply`` of each unary method's
             name, and of a streaming one's ``(requests, context) -> replies``, an async generator.
+            ``PARSERS``, where it has them, parse the requests of the unary methods they are named
+            after; they return None for what is no such message.
         metrics: where requests are counted.
         admission: bounds the requests in flight; None for a service that is never refused.
         only: the methods wanted; None for all.
@@ -61,6 +63,7 @@ def method_handlers(
             getattr(pb, method.output_type.name),
             metrics,
             admission.of(method.name) if admission is not None else None,
+            getattr(methods, "PARSERS", {}).get(method.name),
         )
     return handlers
 
@@ -72,11 +75,12 @@ def _unary(
     response_type: type[Message],
     metrics: Metrics,
     bound: MethodBound | None,
+    parser: Callable[[bytes], Any] | None,
 ) -> Any:
     seconds = metrics.request_seconds.labels(name)
     answered = metrics.requests.labels(name, "OK")
 
-    async def handle(request: Message | None, context: Any) -> Message:
+    async def handle(request: Any, context: Any) -> Message:
         began = time.perf_counter()
         try:
             left_s = context.time_remaining()
@@ -93,7 +97,7 @@ def _unary(
 
     return grpc.unary_unary_rpc_method_handler(
         handle,
-        request_deserializer=_parser(request_type),
+        request_deserializer=parser or _parser(request_type),
         response_serializer=response_type.SerializeToString,
     )
 
@@ -105,6 +109,7 @@ def _streaming(
     response_type: type[Message],
     metrics: Metrics,
     bound: MethodBound | None,
+    parser: Callable[[bytes], Any] | None,
 ) -> Any:
     answered = metrics.requests.labels(name, "OK")
 
@@ -126,7 +131,7 @@ def _streaming(
 
     return grpc.stream_stream_rpc_method_handler(
         handle,
-        request_deserializer=_parser(request_type),
+        request_deserializer=parser or _parser(request_type),
         response_serializer=response_type.SerializeToString,
     )
 
@@ -142,7 +147,7 @@ def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
     return parse
 
 
-def _checked(request: Message | None, request_type: type[Message]) -> Message:
+def _checked(request: Any, request_type: type[Message]) -> Any:
     if request is None:
         raise InputError(
             f"the request is not a {request_type.DESCRIPTOR.full_name} message, or a text "

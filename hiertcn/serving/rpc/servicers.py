@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from hiertcn.errors import HiertcnError, InputError
+from hiertcn.items.texts import Texts
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.new_items.item_validation import checked_new_items
@@ -19,6 +20,7 @@ from hiertcn.serving.records.record import NEVER_US, Journal
 from hiertcn.serving.releases.activation import Activation
 from hiertcn.serving.rpc import deadlines
 from hiertcn.serving.rpc import validation as check
+from hiertcn.serving.rpc.listed_candidates import ReceivedRecommend, received_recommend
 
 RECOMMENDER: Final = "hiertcn.v1.Recommender"
 RELEASES: Final = "hiertcn.v1.Releases"
@@ -29,20 +31,22 @@ _STREAMED_AHEAD: Final = 16
 class RecommenderMethods:
     """The ``Recommender`` service on an engine."""
 
+    PARSERS: Final = {"Recommend": received_recommend}
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+    async def Recommend(self, received: ReceivedRecommend, context: Any) -> pb.RecommendResponse:
         """Rank candidates or the catalogue."""
+        request, candidates = received
         models_until = deadlines.models_until(check.checked_deadline_ms(request), context)
         user_id = check.checked_user_id(request.user_id)
-        ranks_candidates = bool(request.candidates) or request.candidates_only
+        if candidates is None and (request.candidates or request.candidates_only):
+            candidates = Texts.of(check.checked_items(request.candidates, "candidates"))
         found = await self._engine.recommend(
             user_id,
             k=check.checked_k(request),
-            candidates=(
-                check.checked_items(request.candidates, "candidates") if ranks_candidates else None
-            ),
+            candidates=candidates,
             exclude=check.checked_items(request.exclude, "exclude"),
             exclude_seen=request.exclude_seen,
             filters=check.checked_filters(request.filters),
