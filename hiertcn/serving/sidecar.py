@@ -175,7 +175,7 @@ class Sidecar:
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
         if isinstance(store, ValkeyStore):
             shared = SharedArrivals(store, log.identity, recent, writer.log_deletion)
-            writer.tell = shared.tell
+            writer.applier.tell = shared.tell
             shared.start()
             self._parts.push_async_callback(asyncio.to_thread, shared.stop)
 

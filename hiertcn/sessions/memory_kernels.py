@@ -48,13 +48,13 @@ class _Slots(NamedTuple):
             in use.
         features: float32 ``[slots, features]``.
         used: int32 ``[slots / 2]``, the slots in use, in the order they came.
-        count: int64 ``[1]``, how many those are.
+        held: int64 ``[1]``, how many those are.
     """
 
     items: NDArray[np.int32]
     features: NDArray[np.float32]
     used: NDArray[np.int32]
-    count: NDArray[np.int64]
+    held: NDArray[np.int64]
 
 
 @compiled
@@ -63,7 +63,7 @@ def fill_catalogue(out: NDArray[np.float32], histories: HistoryArrays, table: Ta
     slots = _slots(64)
     for request in range(len(histories.running)):
         slots = _added_up(request, histories, table, slots)
-        for place in range(slots.count[0]):
+        for place in range(slots.held[0]):
             slot = slots.used[place]
             for feature in range(_FEATURES):
                 out[feature, request, slots.items[slot]] = slots.features[slot, feature]
@@ -89,7 +89,7 @@ def fill_items(
     slots = _slots(64)
     for request in range(len(histories.running)):
         slots = _added_up(request, histories, table, slots)
-        if slots.count[0] == 0:
+        if slots.held[0] == 0:
             continue
         mine = asked[0] if shared else asked[request]
         for column in range(len(mine)):
@@ -121,7 +121,7 @@ def weigh_items(
     slots = _slots(64)
     for request in range(len(histories.running)):
         slots = _added_up(request, histories, table, slots)
-        if slots.count[0] == 0:
+        if slots.held[0] == 0:
             continue
         for column in range(asked.shape[1]):
             item = asked[request, column]
@@ -140,7 +140,7 @@ def find_support(out: NDArray[np.int64], histories: HistoryArrays, table: TableA
     slots = _slots(64)
     for request in range(len(histories.running)):
         slots = _added_up(request, histories, table, slots)
-        sums = np.empty(slots.count[0], np.float32)
+        sums = np.empty(slots.held[0], np.float32)
         for place in range(len(sums)):
             sums[place] = -slots.features[slots.used[place]].sum()
         order = np.argsort(sums, kind="mergesort")
@@ -167,10 +167,10 @@ def _emptied(slots: _Slots, touched: int) -> _Slots:
         while count < 2 * touched:
             count *= 2
         return _slots(count)
-    for place in range(slots.count[0]):
+    for place in range(slots.held[0]):
         slots.items[slots.used[place]] = _NO_ITEM
         slots.features[slots.used[place]] = 0.0
-    slots.count[0] = 0
+    slots.held[0] = 0
     return slots
 
 
@@ -199,8 +199,8 @@ def _slot_of(slots: _Slots, item: Any) -> int:
     while slots.items[slot] != item:
         if slots.items[slot] == _NO_ITEM:
             slots.items[slot] = item
-            slots.used[slots.count[0]] = slot
-            slots.count[0] += 1
+            slots.used[slots.held[0]] = slot
+            slots.held[0] += 1
             break
         slot = (slot + 1) & (len(slots.items) - 1)
     return int(slot)

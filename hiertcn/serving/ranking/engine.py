@@ -20,10 +20,11 @@ from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.ranking.batching import BatchQueue, ModelBatcher
 from hiertcn.serving.ranking.recommendations import Recommendations
 from hiertcn.serving.ranking.requests import Recommendation, RecommendationRequest
+from hiertcn.serving.records.applying import Applied
 from hiertcn.serving.records.fold import Outcome
 from hiertcn.serving.records.record import UserRecord, user_key
 from hiertcn.serving.records.record_reader import RecordReader
-from hiertcn.serving.records.writer import Applied, Writer
+from hiertcn.serving.records.writer import Writer
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.stores.store import RecordStore
 

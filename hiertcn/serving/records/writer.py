@@ -20,11 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
-
-import numpy as np
+from typing import Final, Protocol
 
 from hiertcn.errors import HiertcnError, ServingError
 from hiertcn.serving.live.recent_interactions import RecentInteractions
@@ -33,21 +31,14 @@ from hiertcn.serving.log.event_log import (
     Entry,
     EventLog,
     LoggedDeletion,
-    LoggedInteraction,
     Position,
 )
 from hiertcn.serving.log.logged_items import LoggedItem
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
 from hiertcn.serving.observability.metrics import Metrics
-from hiertcn.serving.records.fold import (
-    UNKNOWN_ROW,
-    JournalBound,
-    Outcome,
-    rebuilt,
-    rebuilt_from,
-    recorded,
-)
-from hiertcn.serving.records.record import NEVER_US, UserRecord, new_record, user_key
+from hiertcn.serving.records.applying import Applied, EntryApplier, UserEntry, key_of
+from hiertcn.serving.records.fold import JournalBound
+from hiertcn.serving.records.record import NEVER_US, UserRecord
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.stores.store import Change, RecordStore, StoreBehindError
 
@@ -57,17 +48,6 @@ _REPLAY_ENTRIES: Final = 4096
 _MAX_GROUP: Final = 4096
 _MAX_WAITING: Final = 16_384
 _IDLE_CHECK_S: Final = 5.0
-_MAX_CONFLICTS: Final = 1000
-
-
-class Applied(NamedTuple):
-    """What became of one logged entry; ``known_item`` is false for items without a row."""
-
-    outcome: Outcome
-    known_item: bool
-
-
-_OfUser = LoggedInteraction | LoggedDeletion
 
 
 @dataclass(frozen=True)
@@ -104,10 +84,7 @@ class Writer(Protocol):
 
 
 class RecordWriter:
-    """Owns the log and the store's writes.
-
-    ``tell``, if set, hears on the writing thread what was accepted (item ids, times in
-    microseconds) and who was deleted.
+    """Owns the log and the store's writes; ``applier`` does them, on the writing thread.
 
     Args:
         log: the event log.
@@ -132,13 +109,12 @@ class RecordWriter:
         self._event_log = log
         self._new_items = new_items
         self._store = store
+        self.applier = EntryApplier(store, current, recent, metrics, new_items)
         self._current = current
         self._events = events
-        self._recent = recent
         self._metrics = metrics
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         metrics.queue_depth.labels("commit").set_function(self._jobs.qsize)
-        self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
         self._behind = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,7 +134,7 @@ class RecordWriter:
 
     def _replay(self, until: Position) -> int:
         replayed = 0
-        chunk: list[_OfUser] = []
+        chunk: list[UserEntry] = []
         position = start = self._store.applied
         for end, entry in self._event_log.replay(start):
             if end > until:
@@ -168,13 +144,13 @@ class RecordWriter:
                 # The set of new items was read from the whole log, and keeps the newest version.
                 self._new_items.put(entry)
                 continue
-            if end > self._store.applied_for(_key(entry)):
+            if end > self._store.applied_for(key_of(entry)):
                 chunk.append(entry)
             if len(chunk) == _REPLAY_ENTRIES:
-                self._apply(chunk, position)
+                self.applier.apply(chunk, position)
                 replayed += len(chunk)
                 chunk = []
-        self._apply(chunk, position)
+        self.applier.apply(chunk, position)
         self._store.write({}, position)
         return replayed + len(chunk)
 
@@ -294,11 +270,11 @@ class RecordWriter:
             position = self._event_log.append(entries)
             self._behind = True
             try:
-                applied = self._apply(entries, position)
+                applied = self.applier.apply(entries, position)
             except StoreBehindError as error:
                 _log.warning("%s; applying the log again", error)
                 self._replay(before)
-                applied = self._apply(entries, position)
+                applied = self.applier.apply(entries, position)
             self._behind = False
         except Exception as error:
             reason = error
@@ -323,122 +299,6 @@ class RecordWriter:
     ) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_set_results, results)
-
-    def _apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
-        of_users = [entry for entry in entries if not isinstance(entry, LoggedItem)]
-        applied = iter(self._apply_to_users(of_users, position))
-        results = []
-        for entry in entries:
-            if isinstance(entry, LoggedItem):
-                self._new_items.put(entry)
-                results.append(Applied(Outcome.ACCEPTED, known_item=True))
-            else:
-                results.append(next(applied))
-        return results
-
-    def _apply_to_users(self, entries: Sequence[_OfUser], position: Position) -> list[Applied]:
-        release, bound = self._current()
-        interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
-        rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
-        pending = {
-            place: (
-                _key(entry),
-                next(rows) if isinstance(entry, LoggedInteraction) else UNKNOWN_ROW,
-            )
-            for place, entry in enumerate(entries)
-        }
-        applied: dict[int, Applied] = {}
-        # A local store commits records and position together.
-        for place, (key, _) in [] if self._store.is_local else list(pending.items()):
-            if self._store.applied_for(key) >= position:
-                # An attempt that failed at another user's record had written this one.
-                applied[place] = Applied(Outcome.ACCEPTED, known_item=True)
-                del pending[place]
-        for _ in range(_MAX_CONFLICTS):
-            keys = list(dict.fromkeys(key for key, _ in pending.values()))
-            stored = dict(zip(keys, self._store.get_many(keys), strict=True))
-            user_of = {
-                key: entry.user_id
-                for place, (key, _) in pending.items()
-                if isinstance(entry := entries[place], LoggedInteraction)
-            }
-            records = self._under(release, stored, user_of)
-            for place, (key, row) in pending.items():
-                records[key], applied[place] = self._with_entry(
-                    records[key], entries[place], row, release, bound
-                )
-            refused = self._store.write(_changes(stored, records), position)
-            # Only another process on the same store can have been faster.
-            pending = {place: one for place, one in pending.items() if one[0] in refused}
-            if not pending:
-                break
-        else:
-            raise ServingError(
-                "interactions could not be applied, because other writers changed the same users' "
-                f"records {_MAX_CONFLICTS} times meanwhile; retry"
-            )
-        changed = [
-            entry
-            for place, entry in enumerate(entries)
-            if applied[place].outcome is not Outcome.DUPLICATE
-        ]
-        accepted = [
-            (entry.item_id, entry.timestamp_us)
-            for entry in changed
-            if isinstance(entry, LoggedInteraction)
-        ]
-        self._recent.add(accepted)
-        if self.tell is not None:
-            self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
-        return [applied[place] for place in range(len(entries))]
-
-    def _under(
-        self,
-        release: ServingRelease,
-        stored: dict[bytes, UserRecord | None],
-        user_of: dict[bytes, str],
-    ) -> dict[bytes, UserRecord | None]:
-        """The records, those that interactions come to rebuilt for the release in one look-up."""
-        outdated = [
-            key
-            for key in user_of
-            if (record := stored[key]) is None or record.release != release.number
-        ]
-        snapshots = release.user_snapshots([user_of[key] for key in outdated])
-        self._metrics.rebuilds.inc(len(outdated))
-        return stored | {
-            key: rebuilt_from(stored[key], snapshot, release)
-            for key, snapshot in zip(outdated, snapshots, strict=True)
-        }
-
-    def _with_entry(
-        self,
-        record: UserRecord | None,
-        entry: _OfUser,
-        row: int,
-        release: ServingRelease,
-        bound: JournalBound,
-    ) -> tuple[UserRecord, Applied]:
-        if isinstance(entry, LoggedDeletion):
-            if record is not None and record.erased_us >= entry.deleted_us:
-                # Told of or replayed: what came since must stay.
-                return record, Applied(Outcome.DUPLICATE, known_item=True)
-            known = Applied(Outcome.ACCEPTED, record is not None)
-            return _erased(entry, record, release), known
-        if record is None or record.release != release.number:
-            # A deletion, or an entry that joined a folded session, came just before in the group.
-            self._metrics.rebuilds.inc()
-            record = rebuilt(record, entry.user_id, release)
-        after, outcome = recorded(
-            record,
-            entry.item_id,
-            row,
-            entry.timestamp_us,
-            entry.key,
-            gap_us=release.gap_us,
-            bound=bound,
-        )
-        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
 
     def _keep_folds(self, folds: list[_KeepFold]) -> None:
         # Of several folds of one base the first wins: they are equal.
@@ -486,27 +346,3 @@ def _set_results(
             future.set_exception(result)
         else:
             future.set_result(result)
-
-
-def _key(entry: _OfUser) -> bytes:
-    return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
-
-
-def _changes(
-    stored: dict[bytes, UserRecord | None], records: dict[bytes, UserRecord | None]
-) -> dict[bytes, Change]:
-    return {
-        key: Change(record, base.revision if base is not None else None)
-        for (key, base), record in zip(stored.items(), records.values(), strict=True)
-        if record is not base
-    }
-
-
-def _erased(
-    entry: LoggedDeletion, before: UserRecord | None, release: ServingRelease
-) -> UserRecord:
-    return replace(
-        new_record(np.asarray(release.start_state)),
-        revision=before.revision + 1 if before is not None else 1,
-        erased_us=entry.deleted_us,
-    )

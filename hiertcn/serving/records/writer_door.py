@@ -16,8 +16,9 @@ import grpc
 
 from hiertcn.errors import ServingError
 from hiertcn.serving.log.event_log import Entry
+from hiertcn.serving.records.applying import Applied
 from hiertcn.serving.records.record import CorruptRecordError, UserRecord, decode, encode
-from hiertcn.serving.records.writer import Applied, RecordWriter
+from hiertcn.serving.records.writer import RecordWriter
 
 _log = logging.getLogger(__name__)
 

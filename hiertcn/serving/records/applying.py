@@ -1,0 +1,213 @@
+"""Applies logged entries to the users' records: each exactly once, in the order of the log."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from hiertcn.errors import ServingError
+from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.log.event_log import Entry, LoggedDeletion, LoggedInteraction, Position
+from hiertcn.serving.log.logged_items import LoggedItem
+from hiertcn.serving.new_items.new_items import NewItems
+from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.records.fold import (
+    UNKNOWN_ROW,
+    JournalBound,
+    Outcome,
+    rebuilt,
+    rebuilt_from,
+    recorded,
+)
+from hiertcn.serving.records.record import UserRecord, new_record, user_key
+from hiertcn.serving.releases.serving_release import ServingRelease
+from hiertcn.serving.stores.store import Change, RecordStore
+
+_MAX_CONFLICTS: Final = 1000
+
+
+class Applied(NamedTuple):
+    """What became of one logged entry; ``known_item`` is false for items without a row."""
+
+    outcome: Outcome
+    known_item: bool
+
+
+UserEntry = LoggedInteraction | LoggedDeletion
+
+
+class EntryApplier:
+    """Applies entries to the records of a store, to the live counts' source and the new items.
+
+    ``tell``, if set, hears what was accepted (item ids, times in microseconds) and who was deleted.
+
+    Args:
+        store: the user records.
+        current: gives the release that serves, and what journals may keep.
+        recent: what live counts are fed by.
+        metrics: where rebuilt records are counted.
+        new_items: upserted items.
+    """
+
+    def __init__(
+        self,
+        store: RecordStore,
+        current: Callable[[], tuple[ServingRelease, JournalBound]],
+        recent: RecentInteractions,
+        metrics: Metrics,
+        new_items: NewItems,
+    ) -> None:
+        self._store = store
+        self._current = current
+        self._recent = recent
+        self._metrics = metrics
+        self._new_items = new_items
+        self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
+
+    def apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
+        """Apply the entries that the log ends at ``position`` with.
+
+        Raises:
+            ServingError: the store cannot be written.
+            StoreBehindError: the store has lost entries before these.
+        """
+        of_users = [entry for entry in entries if not isinstance(entry, LoggedItem)]
+        applied = iter(self._apply_to_users(of_users, position))
+        results = []
+        for entry in entries:
+            if isinstance(entry, LoggedItem):
+                self._new_items.put(entry)
+                results.append(Applied(Outcome.ACCEPTED, known_item=True))
+            else:
+                results.append(next(applied))
+        return results
+
+    def _apply_to_users(self, entries: Sequence[UserEntry], position: Position) -> list[Applied]:
+        release, bound = self._current()
+        interactions = [entry for entry in entries if isinstance(entry, LoggedInteraction)]
+        rows = iter(release.item_rows([entry.item_id for entry in interactions]).tolist())
+        pending = {
+            place: (
+                key_of(entry),
+                next(rows) if isinstance(entry, LoggedInteraction) else UNKNOWN_ROW,
+            )
+            for place, entry in enumerate(entries)
+        }
+        applied: dict[int, Applied] = {}
+        # A local store commits records and position together.
+        for place, (key, _) in [] if self._store.is_local else list(pending.items()):
+            if self._store.applied_for(key) >= position:
+                # An attempt that failed at another user's record had written this one.
+                applied[place] = Applied(Outcome.ACCEPTED, known_item=True)
+                del pending[place]
+        for _ in range(_MAX_CONFLICTS):
+            keys = list(dict.fromkeys(key for key, _ in pending.values()))
+            stored = dict(zip(keys, self._store.get_many(keys), strict=True))
+            user_of = {
+                key: entry.user_id
+                for place, (key, _) in pending.items()
+                if isinstance(entry := entries[place], LoggedInteraction)
+            }
+            records = self._under(release, stored, user_of)
+            for place, (key, row) in pending.items():
+                records[key], applied[place] = self._with_entry(
+                    records[key], entries[place], row, release, bound
+                )
+            refused = self._store.write(_changes(stored, records), position)
+            # Only another process on the same store can have been faster.
+            pending = {place: one for place, one in pending.items() if one[0] in refused}
+            if not pending:
+                break
+        else:
+            raise ServingError(
+                "interactions could not be applied, because other writers changed the same users' "
+                f"records {_MAX_CONFLICTS} times meanwhile; retry"
+            )
+        changed = [
+            entry
+            for place, entry in enumerate(entries)
+            if applied[place].outcome is not Outcome.DUPLICATE
+        ]
+        accepted = [
+            (entry.item_id, entry.timestamp_us)
+            for entry in changed
+            if isinstance(entry, LoggedInteraction)
+        ]
+        self._recent.add(accepted)
+        if self.tell is not None:
+            self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
+        return [applied[place] for place in range(len(entries))]
+
+    def _under(
+        self,
+        release: ServingRelease,
+        stored: dict[bytes, UserRecord | None],
+        user_of: dict[bytes, str],
+    ) -> dict[bytes, UserRecord | None]:
+        """The records, those that interactions come to rebuilt for the release in one look-up."""
+        outdated = [
+            key
+            for key in user_of
+            if (record := stored[key]) is None or record.release != release.number
+        ]
+        snapshots = release.user_snapshots([user_of[key] for key in outdated])
+        self._metrics.rebuilds.inc(len(outdated))
+        return stored | {
+            key: rebuilt_from(stored[key], snapshot, release)
+            for key, snapshot in zip(outdated, snapshots, strict=True)
+        }
+
+    def _with_entry(
+        self,
+        record: UserRecord | None,
+        entry: UserEntry,
+        row: int,
+        release: ServingRelease,
+        bound: JournalBound,
+    ) -> tuple[UserRecord, Applied]:
+        if isinstance(entry, LoggedDeletion):
+            if record is not None and record.erased_us >= entry.deleted_us:
+                # Told of or replayed: what came since must stay.
+                return record, Applied(Outcome.DUPLICATE, known_item=True)
+            known = Applied(Outcome.ACCEPTED, record is not None)
+            return _erased(entry, record, release), known
+        if record is None or record.release != release.number:
+            # A deletion, or an entry that joined a folded session, came just before in the group.
+            self._metrics.rebuilds.inc()
+            record = rebuilt(record, entry.user_id, release)
+        after, outcome = recorded(
+            record,
+            entry.item_id,
+            row,
+            entry.timestamp_us,
+            entry.key,
+            gap_us=release.gap_us,
+            bound=bound,
+        )
+        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
+
+
+def key_of(entry: UserEntry) -> bytes:
+    """The store's key of the user whom an entry is about."""
+    return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
+
+
+def _changes(
+    stored: dict[bytes, UserRecord | None], records: dict[bytes, UserRecord | None]
+) -> dict[bytes, Change]:
+    return {
+        key: Change(record, base.revision if base is not None else None)
+        for (key, base), record in zip(stored.items(), records.values(), strict=True)
+        if record is not base
+    }
+
+
+def _erased(
+    entry: LoggedDeletion, before: UserRecord | None, release: ServingRelease
+) -> UserRecord:
+    return replace(
+        new_record(np.asarray(release.start_state)),
+        revision=before.revision + 1 if before is not None else 1,
+        erased_us=entry.deleted_us,
+    )
