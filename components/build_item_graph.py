@@ -54,6 +54,7 @@ def build_item_graph(
         from datetime import UTC, datetime, timedelta
         from pathlib import Path
 
+        from hiertcn.events.ingest import ALL_EVENTS
         from hiertcn.graph.edges import build_edges
         from hiertcn.graph.merge import merge_edges
         from hiertcn.graph.options import GraphOptions
@@ -70,7 +71,9 @@ def build_item_graph(
             spark_master=spark_master,
             memory_limit=graph_memory,
         )
-        events = Path(snapshot.path) / "events"
+        events = Path(snapshot.path) / ALL_EVENTS
+        if not events.exists():
+            events = Path(snapshot.path) / "events"
         test_start_us = split_by_time(SessionStore.open(Path(sessions.path))).test_start_us
         test_day = datetime.fromtimestamp(test_start_us / 1e6, tz=UTC)
         as_of = f"{test_day - timedelta(days=1):%Y-%m-%d}"

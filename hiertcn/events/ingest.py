@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from hiertcn.errors import InputError
 from hiertcn.events.catalogue import CatalogueSummary, write_catalogue
 from hiertcn.events.columns import DATE, EVENT_TYPE, IMPRESSIONS, ITEM_ID, TIMESTAMP, USER_ID
-from hiertcn.events.judge import apply_limits, reject_bad_rows
+from hiertcn.events.judge import apply_limits, filter_items, reject_bad_rows
 from hiertcn.events.options import IngestOptions
 from hiertcn.events.scan import ROW, connect, quoted
 from hiertcn.events.source import list_files
@@ -37,6 +38,18 @@ _log = logging.getLogger(__name__)
 
 _DAY_US = 86_400_000_000
 _ROWS_PER_GROUP = 131_072
+_COLUMNS: dict[str, tuple[str, pa.DataType]] = {
+    USER_ID: ("user_id", pa.string()),
+    ITEM_ID: ("item_id", pa.string()),
+    TIMESTAMP: ("time_us", pa.int64()),
+}
+
+ALL_EVENTS = "all_events"
+"""Folder of the events before the limits on interactions; absent where they dropped nothing.
+
+What users and items have enough interactions changes with every day, also on days long past. What
+is built day by day (the item graph) therefore reads these: a day of them never changes again.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +95,8 @@ def ingest(
         events/date=YYYY-MM-DD/part-0.parquet  user_id, item_id string, timestamp[us, UTC]
                                                and, if known, event_type, impressions list<string>;
                                                sorted by user, time, then the log's order
+        all_events/date=YYYY-MM-DD/            user_id, item_id, timestamp before the limits on
+                                               interactions, if these dropped anything
         items.parquet                          item_id and all given columns (with items_url)
         rejects.parquet                        file, row, reason, user_id, item_id, timestamp
         snapshot.json, statistics.json
@@ -122,8 +137,14 @@ def ingest(
             log = stage_log(connection, files, options, scratch)
             filtered = reject_bad_rows(connection, log, options)
             watermark_us = _scalar(connection, "SELECT max(time_us) FROM events")
-            filtered |= apply_limits(connection, options, filter_items=bool(options.item_filter))
-            _write_partitions(connection, log, aside / "events")
+            if options.item_filter:
+                filtered |= filter_items(connection, options)
+            _write_all_events(connection, aside / ALL_EVENTS, options)
+            limited = apply_limits(connection, options)
+            filtered |= limited
+            if not any(limited.values()):
+                shutil.rmtree(aside / ALL_EVENTS)
+            _write_events(connection, log, aside / "events")
             rejected = _write_rejects(connection, aside / "rejects.parquet")
             first_us = _scalar(connection, "SELECT min(time_us) FROM events")
             event_types = _event_types(connection, log)
@@ -173,18 +194,31 @@ def ingest(
     return summary
 
 
-def _write_partitions(
-    connection: duckdb.DuckDBPyConnection, log: StagedLog, directory: Path
-) -> None:
-    columns = {
-        USER_ID: ("user_id", pa.string()),
-        ITEM_ID: ("item_id", pa.string()),
-        TIMESTAMP: ("time_us", pa.int64()),
-    }
+def _write_events(connection: duckdb.DuckDBPyConnection, log: StagedLog, directory: Path) -> None:
+    columns = dict(_COLUMNS)
     if log.has_event_type:
         columns[EVENT_TYPE] = ("event_type", pa.string())
     if log.has_impressions:
         columns[IMPRESSIONS] = ("impressions", pa.list_(pa.string()))
+    _write_days(connection, columns, directory)
+
+
+def _write_all_events(
+    connection: duckdb.DuckDBPyConnection, directory: Path, options: IngestOptions
+) -> None:
+    # The most that a user may have is applied day by day here, or the day on which somebody passes
+    # it would change all days before.
+    most = options.max_user_interactions
+    _write_days(connection, _COLUMNS, directory, without_users_of_more_than=most)
+
+
+def _write_days(
+    connection: duckdb.DuckDBPyConnection,
+    columns: dict[str, tuple[str, pa.DataType]],
+    directory: Path,
+    *,
+    without_users_of_more_than: int | None = None,
+) -> None:
     read = pa.schema([(name, kind) for name, (_, kind) in columns.items()])
     written = read.set(
         read.get_field_index(TIMESTAMP), pa.field(TIMESTAMP, pa.timestamp("us", tz="UTC"))
@@ -193,13 +227,18 @@ def _write_partitions(
     days = connection.execute(
         f"SELECT DISTINCT time_us // {_DAY_US} AS day FROM events ORDER BY day"
     ).fetchall()
-    for (day,) in tqdm(days, desc="write days", unit="day", mininterval=2):
+    for (day,) in tqdm(days, desc=f"write {directory.name}", unit="day", mininterval=2):
         date = datetime.date(1970, 1, 1) + datetime.timedelta(days=int(day))
         folder = directory / f"{DATE}={date.isoformat()}"
         folder.mkdir(parents=True)
+        chosen = f"time_us >= {day * _DAY_US} AND time_us < {(day + 1) * _DAY_US}"
+        if without_users_of_more_than is not None:
+            chosen += (
+                f" AND user_id NOT IN (SELECT user_id FROM events WHERE {chosen} "
+                f"GROUP BY user_id HAVING count(*) > {without_users_of_more_than})"
+            )
         batches = connection.sql(
-            f"SELECT {selected} FROM events "
-            f"WHERE time_us >= {day * _DAY_US} AND time_us < {(day + 1) * _DAY_US} "
+            f"SELECT {selected} FROM events WHERE {chosen} "
             f"ORDER BY user_id, time_us, file_id, {ROW}"
         ).to_arrow_reader(_ROWS_PER_GROUP)
         # Not DuckDB's COPY: that marks columns as never null by what each day happens to hold,
@@ -231,7 +270,11 @@ def _event_types(connection: duckdb.DuckDBPyConnection, log: StagedLog) -> list[
 
 
 def _content_hashes(directory: Path) -> dict[str, str]:
-    paths = [*sorted((directory / "events").rglob("*.parquet")), directory / "items.parquet"]
+    paths = [
+        *sorted((directory / "events").rglob("*.parquet")),
+        *sorted((directory / ALL_EVENTS).rglob("*.parquet")),
+        directory / "items.parquet",
+    ]
     return {path.relative_to(directory).as_posix(): sha256(path) for path in paths if path.exists()}
 
 

@@ -71,33 +71,34 @@ def reject_bad_rows(
     return filtered
 
 
-def apply_limits(
-    connection: duckdb.DuckDBPyConnection, options: IngestOptions, *, filter_items: bool
-) -> dict[str, int]:
-    """Apply the item filter and the limits on interactions to ``events``; return counts dropped.
-
-    ``filter_items`` says that the table ``wanted_items`` (item_id) holds the items to keep.
+def filter_items(connection: duckdb.DuckDBPyConnection, options: IngestOptions) -> dict[str, int]:
+    """Keep of ``events`` those of the items in the table ``wanted_items``; return counts dropped.
 
     Raises:
-        InputError: a filter left nothing; it is named with the value that would leave something.
+        InputError: nothing is left.
     """
-    dropped = {}
-    if filter_items:
-        dropped["item_filter"] = _delete(
-            connection, "item_id NOT IN (SELECT item_id FROM wanted_items)"
+    dropped = _delete(connection, "item_id NOT IN (SELECT item_id FROM wanted_items)")
+    if not _count(connection, "events"):
+        raise InputError(
+            f"item_filter={options.item_filter!r} leaves none of the {dropped} events: no item of "
+            "the log fulfils it; check the column, the value and that both files use the same "
+            "item ids"
         )
-        if not _count(connection, "events"):
-            raise InputError(
-                f"item_filter={options.item_filter!r} leaves none of the "
-                f"{dropped['item_filter']} events: no item of the log fulfils it; check the "
-                "column, the value and that both files use the same item ids"
-            )
+    return {"item_filter": dropped}
+
+
+def apply_limits(connection: duckdb.DuckDBPyConnection, options: IngestOptions) -> dict[str, int]:
+    """Apply the limits on interactions to ``events``; return counts dropped.
+
+    Raises:
+        InputError: a limit left nothing; it is named with the value that would leave something.
+    """
     limits = [
         ("min_item_interactions", "item_id", "<", options.min_item_interactions),
         ("min_user_interactions", "user_id", "<", options.min_user_interactions),
         ("max_user_interactions", "user_id", ">", options.max_user_interactions),
     ]
-    dropped |= {name: 0 for name, *_ in limits}
+    dropped = {name: 0 for name, *_ in limits}
     while True:
         gone = 0
         for name, key, comparison, limit in limits:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hiertcn.events.ingest import IngestOptions, ingest
+from hiertcn.events.ingest import ALL_EVENTS, IngestOptions, ingest
+from hiertcn.graph.edges import build_edges
 
 _NO_LIMITS = {"min_user_interactions": 0, "min_item_interactions": 0}
 _NOON_S = 1_767_268_800  # 2026-01-01T12:00:00Z
@@ -346,3 +347,34 @@ def test_days_are_utc_days(tmp_path):
     _ingest(url, tmp_path / "o")
     days = sorted(path.name for path in (tmp_path / "o/events").iterdir())
     assert days == ["date=2025-12-31", "date=2026-01-01"]
+
+
+def test_a_past_day_of_all_events_stays_as_it_was_when_users_reach_the_limit(tmp_path):
+    day_s = 86_400
+    first = [("a", "x", 0), ("a", "y", 60), ("b", "x", 5), ("c", "z", 9)]
+    second = [("b", "y", day_s), ("b", "z", day_s + 1)]
+    options = {"min_user_interactions": 2, "max_user_interactions": 3}
+    for name, events in (("one", first), ("two", first + second)):
+        text = "".join(f"{user},{item},{_NOON_S + at}\n" for user, item, at in events)
+        url = _csv(tmp_path / f"{name}.csv", f"user_id,item_id,timestamp\n{text}")
+        _ingest(url, tmp_path / name, **options)
+    assert {user for user, *_ in _kept(tmp_path / "one")} == {"a"}
+    assert {user for user, *_ in _kept(tmp_path / "two")} == {"a", "b"}
+
+    store = tmp_path / "edges"
+    assert build_edges(tmp_path / "one" / ALL_EVENTS, store).rebuilt == 1
+    assert build_edges(tmp_path / "two" / ALL_EVENTS, store).rebuilt == 1
+    past = "date=2026-01-01/part-0.parquet"
+    days = [pq.read_table(tmp_path / name / ALL_EVENTS / past) for name in ("one", "two")]
+    assert days[0].equals(days[1])
+    assert days[0].num_rows == len(first)
+
+
+def test_all_events_leave_out_users_of_too_many_in_one_day_and_are_absent_without_limits(tmp_path):
+    events = "".join(f"bot,x,{_NOON_S + at}\n" for at in range(4)) + f"a,x,{_NOON_S}\n"
+    url = _csv(tmp_path / "log.csv", f"user_id,item_id,timestamp\n{events}")
+    _ingest(url, tmp_path / "limited", max_user_interactions=3)
+    found = pq.read_table(tmp_path / "limited" / ALL_EVENTS, columns=["user_id"])
+    assert found.column("user_id").to_pylist() == ["a"]
+    _ingest(url, tmp_path / "all")
+    assert not (tmp_path / "all" / ALL_EVENTS).exists()
