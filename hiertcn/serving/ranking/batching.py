@@ -45,6 +45,7 @@ Result = TypeVar("Result")
 _MAX_UNDER_WAY: Final = 1
 # A request comes in over some events, each of which takes a turn, and so do the answers before it.
 _QUIET_TURNS: Final = 4
+_MOST_QUIET_TURNS: Final = 40
 # Of the delay: while nothing is under way few come, and waiting for them costs more than it saves.
 _IDLE_SHARE: Final = 0.125
 _COMPLAIN_EVERY_S: Final = 5.0
@@ -99,7 +100,7 @@ class Gatherer(Generic[Item]):
         loop, count = asyncio.get_running_loop(), len(self._waiting.get(key, ()))
         quiet = quiet + 1 if count == seen else 0
         # Callers who were answered together mostly come back together.
-        if quiet >= _QUIET_TURNS * (1 + self._last) or loop.time() >= until:
+        if quiet >= min(_MOST_QUIET_TURNS, _QUIET_TURNS * (1 + self._last)) or loop.time() >= until:
             self._leave(key)
         else:
             self._timers[key] = loop.call_soon(self._settle, key, count, quiet, until)
