@@ -67,10 +67,10 @@ def test_while_one_is_under_way_the_rest_gathers_and_no_batch_is_too_large():
     asyncio.run(run())
 
 
-def test_items_that_keep_coming_leave_together_when_the_delay_is_over():
+def test_items_that_keep_coming_leave_together():
     async def run():
         runner = Runner()
-        queue = queue_of(runner)
+        queue = queue_of(runner, max_delay_s=60)
         runner.end(10)
         futures = []
         for item in range(1, 5):
@@ -78,7 +78,22 @@ def test_items_that_keep_coming_leave_together_when_the_delay_is_over():
             # A request takes some turns of the loop to come in.
             for _ in range(3):
                 await asyncio.sleep(0)
+        await asyncio.gather(*futures)
         assert runner.batches == [("a", [1, 2, 3, 4])]
+
+    asyncio.run(run())
+
+
+def test_items_that_never_stop_coming_leave_when_the_delay_is_over():
+    async def run():
+        runner = Runner()
+        queue = queue_of(runner, max_batch=10**9, max_delay_s=0.08)
+        runner.end(1000)
+        futures = [queue.submit("a", 0)]
+        async with asyncio.timeout(60):
+            while not runner.batches:
+                futures.append(queue.submit("a", 0))
+                await asyncio.sleep(0)
         await asyncio.gather(*futures)
 
     asyncio.run(run())
