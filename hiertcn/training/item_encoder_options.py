@@ -58,8 +58,8 @@ class ItemEncoderOptions:
     temperature: float = 0.05
     margin: float = 0.3
     weight_power: float = 1.0
-    id_dropout: float = 0.3
-    neighborhood_dropout: float = 0.1
+    id_dropout: float = 0.1
+    neighborhood_dropout: float = 0.05
     patience: int = 3
     final_epochs: int = 2
     validation_share: float = 0.05
