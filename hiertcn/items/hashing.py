@@ -61,15 +61,9 @@ def xxh64(strings: pa.Array, seed: int = 0) -> NDArray[np.uint64]:
         strings: a large_string array; a null hashes as whatever bytes its slot holds.
         seed: the hash's seed, 0 to 2**64 - 1.
     """
-    return xxh64_of(*string_buffers(strings), seed)
-
-
-def xxh64_of(
-    offsets: NDArray[np.int64], utf8: NDArray[np.uint8], seed: int = 0
-) -> NDArray[np.uint64]:
-    """The same of texts laid end to end: ``offsets`` int64 [n + 1] into ``utf8``."""
-    hashes = np.empty(len(offsets) - 1, np.uint64)
-    _hash_all(offsets, utf8, np.uint64(seed), hashes)
+    offsets, text = string_buffers(strings)
+    hashes = np.empty(len(strings), np.uint64)
+    _hash_all(offsets, text, np.uint64(seed), hashes)
     return hashes
 
 

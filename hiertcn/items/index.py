@@ -23,6 +23,7 @@ Two different ids of one catalogue with one 64-bit hash (probability 1.5e-4 at 7
 refused at build with both named; another ``hash_seed`` separates them.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, sha256, whole_directory
 from hiertcn.items.hash_search import bucket_starts, mark_repeats, search
-from hiertcn.items.hashing import string_buffers, xxh64, xxh64_of
+from hiertcn.items.hashing import string_buffers, xxh64
 from hiertcn.items.texts import Texts
 
 IdHash = Callable[[pa.Array, int], NDArray[np.uint64]]
@@ -173,30 +174,11 @@ class IdIndex:
         Raises:
             InputError: an id is not text.
         """
-        if self._hash_ids is xxh64 and isinstance(ids, Texts | list | tuple):
-            # Without Arrow, whose arrays cost more to make than a few ids to find.
-            try:
-                texts = ids if isinstance(ids, Texts) else Texts.of(ids)
-            except (AttributeError, UnicodeEncodeError):
-                pass
-            else:
-                return self._found(
-                    xxh64_of(texts.offsets, texts.utf8, self._hash_seed), texts.offsets, texts.utf8
-                )
-        if isinstance(ids, Texts):
-            ids = [ids[place] for place in range(len(ids))]
         queries = _as_large_strings(ids, nulls_allowed=True)
-        rows = self._found(self._hash_ids(queries, self._hash_seed), *string_buffers(queries))
-        if queries.null_count:
-            rows[np.asarray(queries.is_null())] = -1
-        return rows
-
-    def _found(
-        self, hashes: NDArray[np.uint64], offsets: NDArray[np.int64], text: NDArray[np.uint8]
-    ) -> NDArray[np.int64]:
-        rows = np.empty(len(hashes), np.int64)
+        offsets, text = string_buffers(queries)
+        rows = np.empty(len(queries), np.int64)
         search(
-            hashes,
+            self._hash_ids(queries, self._hash_seed),
             offsets,
             text,
             self._hashes,
@@ -206,6 +188,8 @@ class IdIndex:
             self._text,
             rows,
         )
+        if queries.null_count:
+            rows[np.asarray(queries.is_null())] = -1
         return rows
 
     def ids(self, rows: ArrayLike) -> list[str]:
@@ -242,8 +226,14 @@ class IdIndex:
 
 
 def _as_large_strings(
-    ids: Sequence[str] | pa.Array | pa.ChunkedArray, *, nulls_allowed: bool
+    ids: Sequence[str] | pa.Array | pa.ChunkedArray | Texts, *, nulls_allowed: bool
 ) -> pa.Array:
+    if isinstance(ids, list | tuple):
+        # Half of Arrow's time for a few strings; what is no text is for Arrow to say.
+        with contextlib.suppress(AttributeError, UnicodeEncodeError):
+            ids = Texts.of(ids)
+    if isinstance(ids, Texts):
+        return ids.arrow()
     try:
         if isinstance(ids, pa.ChunkedArray | pa.Array):
             array = ids

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 
@@ -46,6 +47,11 @@ class Texts:
             offsets,
             np.concatenate([part.utf8[part.offsets[0] : part.offsets[-1]] for part in parts]),
         )
+
+    def arrow(self) -> pa.Array:
+        """The same as a large_string array, uncopied."""
+        offsets, utf8 = pa.py_buffer(self.offsets), pa.py_buffer(self.utf8)
+        return pa.LargeStringArray.from_buffers(len(self), offsets, utf8)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -187,11 +187,7 @@ class Recommendations:
             if not request.answer.done() and not request.cut.closed:
                 is_long = len(request.cut.open_rows) > _SHORT
                 groups[is_long, request.timestamp_us // MINUTE_US].append(request)
-        if len(groups) == 1:
-            (group,) = groups.values()
-            await self._rank(release, group)
-        else:
-            await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
+        await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
 
     def _prepare(
         self,
@@ -205,14 +201,12 @@ class Recommendations:
             for place, record in enumerate(stored)
             if record is None or record.release != release.number
         ]
-        rows = release.snapshot.rows([requests[place].user_id for place in outdated])
-        snapshot_rows = dict(zip(outdated, rows.tolist(), strict=True))
+        snapshots = release.user_snapshots([requests[place].user_id for place in outdated])
+        snapshot_at = dict(zip(outdated, snapshots, strict=True))
         for place, (request, record) in enumerate(zip(requests, stored, strict=True)):
-            row = snapshot_rows.get(place)
             current = record
-            if row is not None or current is None:
-                snapshot = release.snapshot.at(row) if row is not None and row >= 0 else None
-                current = fold.rebuilt_from(record, snapshot, release)
+            if current is None or place in snapshot_at:
+                current = fold.rebuilt_from(record, snapshot_at[place], release)
                 if record is not None:
                     self._metrics.rebuilds.inc()
             is_rebuilt = current is not record

@@ -29,7 +29,6 @@ from hiertcn.sessions.transitions import TransitionTable
 
 _MOST_SUPPORT: Final = 4096
 _MEMORY: Final = len(memory.FEATURES)
-_SESSION_ITEMS: Final = memory.FEATURES.index("session_items")
 _SMOOTHING: Final = np.float32(live_counts.SMOOTHING)
 _NO_COUNTS: Final = np.zeros((0, 0), np.float32)
 
@@ -193,9 +192,10 @@ class RequestTerms:
         mixed: NDArray[np.float32] = np.zeros(len(rows), np.float32)
         session = mixed
         if self._terms.uses_memory:
-            features = self._terms.memory.of_items(self._histories, rows)[:, 0]
-            mixed = self._memory_weights @ features
-            session = features[_SESSION_ITEMS] * self._session
+            sums, in_session = self._terms.memory.weighed(
+                self._histories, rows[None], self._memory_weights[None]
+            )
+            mixed, session = sums[0], in_session[0] * self._session
         if self._terms.uses_live:
             mixed = mixed + self._live_weights @ self._live.of(rows)
         added: NDArray[np.float32] = self._log * np.log1p(mixed) + session
