@@ -158,7 +158,7 @@ def demo(
                 folder / "state",
                 folder / "serve.log",
                 # A busy laptop's replay should measure the model, not its fallback.
-                model_deadline_ms=2000,
+                model_deadline_ms=10_000,
             )
         try:
             with _timed(seconds, "replay", "replaying held-out interactions through gRPC"):

@@ -1,11 +1,15 @@
-"""Two days' releases under one running sidecar: publish, refuse, publish again, roll back."""
+"""Two days' releases under one running sidecar: publish, refuse, publish again, roll back.
+
+Each step of the pipeline is a process of its own and imports what it needs, so all tests here share
+the runs: the first day's fails at its seventh step and is resumed.
+"""
 
 import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from hiertcn.events.simulate import SimulationOptions, simulate
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.client import Filter, Interaction, RecommenderClient
+from hiertcn.serving.client import Filter, Interaction
 from hiertcn.serving.records.snapshot import StateSnapshot
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.request_features import FEATURES
@@ -26,11 +30,12 @@ from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from models.hiertcn import load_hiertcn
 from models.network_ranker import NetworkRanker
+from pipelines.daily import NAME, STEPS
 from tests.session_logs import write_events
+from tests.waiting import PATIENT_SERVE, WAIT_S, patient_client, until
 
 REPLAYED = 60
 ROOT = Path(__file__).parents[2]
-READY_TIMEOUT_S = 120.0
 
 
 class Deployment:
@@ -39,13 +44,14 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = folder / "log"
+        self.oracle = folder / "oracle"
         self.repository = ReleaseRepository(folder / "repository")
         simulate(self.log, SimulationOptions(users=1000, items=100, days=10, seed=1))
 
     def run(self, data_date: str, *options: str) -> subprocess.CompletedProcess[str]:
         return self._command(
             *("pipelines", "run", f"--events={self.log / 'events'}"),
-            f"--items={self.log / 'items.parquet'}",
+            *(f"--items={self.log / 'items.parquet'}", f"--oracle={self.oracle}"),
             *(f"--repository={self.repository.root}", f"--work-dir={self.folder / 'work'}"),
             *(f"--data-date={data_date}", "--min-user-interactions=4"),
             *("--min-item-interactions=10", "--max-epochs=2", "--encoder-epochs=2"),
@@ -66,17 +72,47 @@ class Deployment:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=250,
+            timeout=2 * WAIT_S,
             check=False,
         )
 
 
+@dataclass(frozen=True)
+class FirstDay:
+    """The eighth day's run, which failed for want of the oracle, and the same command after it.
+
+    Attributes:
+        failed, resumed: how they ended; ``said`` holds what was on disk in between.
+        summary: the resumed run's.
+    """
+
+    failed: subprocess.CompletedProcess[str]
+    resumed: subprocess.CompletedProcess[str]
+    said: dict[str, Any]
+    summary: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return Deployment(tmp_path_factory.mktemp("daily"))
+
+
+@pytest.fixture(scope="module")
+def first_day(made: Deployment) -> FirstDay:
+    failed = made.run("2026-01-08")
+    said = {
+        "finished": (made.folder / "work" / "run.json").exists(),
+        "releases": made.repository.numbers(),
+    }
+    (made.log / "oracle").rename(made.oracle)
+    resumed = made.run("2026-01-08")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    return FirstDay(failed, resumed, said, made.last_run())
+
+
+@pytest.fixture(scope="module")
+def deployment(made: Deployment, first_day: FirstDay) -> Deployment:
     """A repository in which the release of the eighth day is current."""
-    made = Deployment(tmp_path_factory.mktemp("daily"))
-    ended = made.run("2026-01-08")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert made.repository.current() == 2026010801
     return made
 
@@ -88,25 +124,19 @@ def address(deployment: Deployment) -> Iterator[str]:
     command = [
         *(sys.executable, "-m", "hiertcn.cli", "serve", "--port=0", "--metrics-port=0"),
         *("--triton-grpc-port=0", "--triton-http-port=0", f"--state-dir={state}"),
+        PATIENT_SERVE,
         f"--repository={deployment.repository.root}",
     ]
     with (deployment.folder / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _until(lambda: (state / "serving.json").exists() or process.poll() is not None)
+        until(lambda: (state / "serving.json").exists() or process.poll() is not None)
         assert process.poll() is None, (deployment.folder / "serve.log").read_text()
         yield json.loads((state / "serving.json").read_text())["address"]
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=WAIT_S) == 0
         assert not (state / "serving.json").exists()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 class Offline:
@@ -150,12 +180,73 @@ class Offline:
         return dict(zip(self.items, found.tolist(), strict=True))
 
 
+def test_a_failed_run_says_why_and_publishes_nothing(made: Deployment, first_day: FirstDay) -> None:
+    failed = first_day.failed
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    said = failed.stderr.strip().splitlines()
+    assert len(said) == 1, failed.stderr
+    assert str(made.oracle) in said[0]
+    assert "Traceback" not in failed.stdout
+    assert "[KFP Executor" not in failed.stdout
+    assert first_day.said == {"finished": False, "releases": []}
+
+
+def test_it_resumes_at_the_failed_step_and_publishes(
+    deployment: Deployment, first_day: FirstDay
+) -> None:
+    resumed, summary = first_day.resumed, first_day.summary
+    assert "train_hiertcn: unchanged, using the earlier result" in resumed.stdout
+    assert summary["cached"] == [
+        "build_sessions",
+        "build_item_graph",
+        "train_item_encoder",
+        "embed_items",
+        "train_hiertcn",
+    ]
+    assert list(summary["step_seconds"]) == list(STEPS)
+    for name, seconds in summary["step_seconds"].items():
+        assert (seconds == 0) == (name in summary["cached"]), name
+    assert summary["gate"]["passed"], summary["gate"]
+    assert summary["release"] == 2026010801
+    assert summary["repository"] == str(deployment.repository.root)
+    deployment.repository.verify(2026010801)
+    assert "release 2026010801 is published and active" in resumed.stdout
+    release = deployment.repository.path(2026010801)
+    assert (release / "scoring_terms.safetensors").is_file()
+    assert (release / "user_states" / "transitions").is_dir()
+
+
+def test_a_run_reports_what_it_measured(deployment: Deployment, first_day: FirstDay) -> None:
+    summary = first_day.summary
+    assert {"items", "edges", "isolated_items"} <= set(summary["graph"])
+    assert all("train_loss" in curves for curves in summary["training"].values())
+    models = summary["offline"]["models"]
+    alone = "HierTCN without terms"
+    assert {"HierTCN", alone, "popularity", "MV", "MaxItem", "oracle"} <= set(models)
+    assert models["HierTCN"]["mrr"] > models["popularity"]["mrr"]
+    assert models["HierTCN"]["mrr"] != models[alone]["mrr"]
+    assert models["oracle"]["mrr"] > models["HierTCN"]["mrr"]
+    assert summary["data"]["users"] > 100
+    report = Path(summary["report"]).read_text()
+    assert report.lstrip().lower().startswith("<!doctype html")
+    assert "Scoring terms" in report
+
+    # Metrics that Kubeflow shows, on the step's own artifact.
+    work = deployment.folder / "work" / "pipeline"
+    output = max(
+        work.glob(f"{NAME}-*/evaluate/executor_output.json"), key=lambda one: one.stat().st_mtime
+    )
+    artifacts = json.loads(output.read_text())["artifacts"]
+    shown = artifacts["metrics"]["artifacts"][0]["metadata"]
+    assert shown["HierTCN mrr"] == pytest.approx(models["HierTCN"]["mrr"])
+
+
 def test_replayed_ranks_are_the_offline_ranks_of_the_default_model(
     deployment: Deployment, address: str, tmp_path: Path
 ) -> None:
     offline = Offline(deployment, 2026010801, "2026-01-09", tmp_path)
     assert offline.model.config.terms == FEATURES
-    with RecommenderClient(address) as client:
+    with patient_client(address) as client:
         for one in offline.newer[:REPLAYED]:
             user, item, at_us = one["user_id"], one["item_id"], one["timestamp"]
             scores = offline.scores(user, at_us)
@@ -184,7 +275,7 @@ def test_refused_release_changes_nothing(deployment: Deployment) -> None:
 def test_next_day_is_served_and_rolled_back_without_losing_a_user(
     deployment: Deployment, address: str
 ) -> None:
-    with RecommenderClient(address) as client:
+    with patient_client(address) as client:
         shown = client.recommend("visitor", k=3)
         assert shown.release == 2026010801
         clicked = shown.items[0].item_id
@@ -198,13 +289,13 @@ def test_next_day_is_served_and_rolled_back_without_losing_a_user(
         ended = deployment.run("2026-01-09", "--tolerance=0.9")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert deployment.repository.numbers() == [2026010801, 2026010901]
-        _until(lambda: client.releases().serving == 2026010901)
+        until(lambda: client.releases().serving == 2026010901)
         flipped = client.recommend("visitor", k=5)
         assert (flipped.release, flipped.fallback) == (2026010901, False)
         assert [entry.item_id for entry in client.get_user("visitor").journal] == [clicked]
 
         assert deployment.releases("rollback").returncode == 0
-        _until(lambda: client.releases().serving == 2026010801)
+        until(lambda: client.releases().serving == 2026010801)
         back = client.recommend("visitor", k=5, exclude=[clicked])
     assert back.release == 2026010801
     assert [item.item_id for item in back.items] == [item.item_id for item in before.items]

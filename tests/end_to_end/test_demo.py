@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction
+from tests.waiting import WAIT_S, patient_client
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -29,7 +30,7 @@ def _demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=2 * WAIT_S,
         check=False,
     )
 
@@ -75,7 +76,7 @@ def test_summary_holds_every_figure(summary: dict[str, Any], kept: Path) -> None
 
 def test_kept_demo_answers_and_learns_from_a_click(summary: dict[str, Any], kept: Path) -> None:
     serving = json.loads((kept / "state" / "serving.json").read_text())
-    with RecommenderClient(serving["address"]) as client:
+    with patient_client(serving["address"]) as client:
         before = client.recommend("somebody new", k=20)
         assert before.release == summary["release"]
         assert len({item.item_id for item in before.items}) == 20
@@ -87,7 +88,7 @@ def test_kept_demo_answers_and_learns_from_a_click(summary: dict[str, Any], kept
 
 def test_kept_demo_serves_metrics(kept: Path) -> None:
     serving = json.loads((kept / "state" / "serving.json").read_text())
-    with urllib.request.urlopen(serving["metrics"], timeout=10) as reply:
+    with urllib.request.urlopen(serving["metrics"], timeout=WAIT_S) as reply:
         assert b"hiertcn_" in reply.read()
 
 

@@ -27,11 +27,11 @@ from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.client import RecommenderClient
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.processes.triton import TritonServer
 from hiertcn.serving.records.snapshot import StateSnapshot
 from hiertcn.serving.sidecar import Sidecar
+from tests.waiting import WAIT_S, patient_client
 
 LAYERS, HIDDEN, DIM = 2, 6, 5
 GAP_US = 1_800_000_000
@@ -119,10 +119,10 @@ class RunningSidecar:
         except BaseException:
             self._end_loop()
             raise
-        self.client = RecommenderClient(self.sidecar.address)
+        self.client = patient_client(self.sidecar.address)
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_S)
 
     def value(self, name: str, **labels: str) -> float:
         """A metric's value."""
@@ -243,7 +243,8 @@ def start_sidecar(tmp_path: Path) -> Iterator[StartSidecar]:
 
     def start(toys: ToyRepository, triton_url: str, **options: Any) -> RunningSidecar:
         options.setdefault("state_dir", tmp_path / "state")
-        options.setdefault("model_deadline_s", 5.0)
+        options.setdefault("model_deadline_s", WAIT_S)
+        options.setdefault("target_latency_s", WAIT_S)
         options.setdefault("port", 0)
         running.append(
             RunningSidecar(SidecarOptions(repository=toys.root, triton_url=triton_url, **options))

@@ -1,25 +1,15 @@
 """Releases change without a failed or a mixed reply, and a bad one changes nothing."""
 
-import time
-
 import pytest
 
 from hiertcn.errors import InputError, ReleaseError
 from hiertcn.serving.client import Interaction
+from tests.waiting import until
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
 DAY_US = 24 * HOUR_US
 FIRST, SECOND = 2026010101, 2026010201
-
-
-def until(condition, timeout_s=30.0):
-    """Ask until it holds; every question is a real request, so this does not spin idly."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return
-    raise AssertionError("it did not come true in time")
 
 
 def ids(found):

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hiertcn import __version__
 from hiertcn.cli import app
 from hiertcn.errors import InputError
 from hiertcn.serving.client import Interaction
+from tests.waiting import PATIENT_SERVE, WAIT_S, until
 
 T0 = 1_767_225_600_000_000 + 3_600_000_000
 
@@ -39,7 +39,7 @@ def ended(*arguments: str, **environment: str) -> tuple[int, str]:
         [sys.executable, "-m", "hiertcn.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         env={**os.environ, **environment},
     )
     return found.returncode, found.stderr
@@ -203,7 +203,7 @@ def test_serve_starts_triton_restarts_it_and_leaves_nothing_running(toy_reposito
     toy_repository.publish(2026010101)
     command = [sys.executable, "-m", "hiertcn.cli", "serve", "--port", "0", "--metrics-port", "0"]
     command += ["--repository", str(toy_repository.root), "--state-dir", str(tmp_path / "state")]
-    command += ["--triton-grpc-port", "0", "--triton-http-port", "0", "--model-deadline-ms", "5000"]
+    command += ["--triton-grpc-port", "0", "--triton-http-port", "0", PATIENT_SERVE]
     serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert any("ready;" in line for line in serving.stderr)
@@ -215,9 +215,7 @@ def test_serve_starts_triton_restarts_it_and_leaves_nothing_running(toy_reposito
         (triton,) = tritons_of(serving.pid)
         os.kill(triton, signal.SIGKILL)
         assert json.loads(run(*recommend))["items"]
-        deadline = time.monotonic() + 60
-        while json.loads(run(*recommend))["fallback"]:
-            assert time.monotonic() < deadline
+        until(lambda: not json.loads(run(*recommend))["fallback"])
         assert tritons_of(serving.pid) not in ([], [triton])
         children = tritons_of(serving.pid)
     finally:

@@ -13,6 +13,7 @@ import pytest
 from hiertcn.events.ingest import ingest
 from hiertcn.events.options import IngestOptions
 from hiertcn.serving.client import Interaction, RecommenderClient
+from tests.waiting import PATIENT_SERVE, patient_client
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -25,7 +26,7 @@ class ServingProcess:
     def __init__(self, repository: Path, triton_url: str, state_dir: Path) -> None:
         command = [sys.executable, "-m", "hiertcn.cli", "serve", "--repository", str(repository)]
         command += ["--triton-url", triton_url, "--state-dir", str(state_dir)]
-        command += ["--port", "0", "--metrics-port", "-1"]
+        command += ["--port", "0", "--metrics-port", "-1", PATIENT_SERVE]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.serving_file = state_dir / "serving.json"
         assert self.process.stderr is not None
@@ -63,7 +64,7 @@ def journal_of(client: RecommenderClient, user_id: str) -> list[tuple[str, int]]
 
 def test_sigterm_drains_exports_and_leaves_nothing(serve, tmp_path):
     serving = serve()
-    with RecommenderClient(serving.address) as client:
+    with patient_client(serving.address) as client:
         client.record([Interaction("ada", "item-1", T0), Interaction("ada", "novelty", T0 + 1)])
     assert serving.end(signal.SIGTERM) == 0
     assert not serving.serving_file.exists()

@@ -26,7 +26,7 @@ def test_jumps_of_the_clock_lose_nothing_and_harm_nobody_else(shared_toy, start_
     toy = shared_toy.toys[NUMBER]
 
     def started():
-        return start_sidecar(shared_toy, "", models="in-process", target_latency_s=60.0)
+        return start_sidecar(shared_toy, "", models="in-process")
 
     def assert_sane(client, user, *session):
         # Now, as the sidecar's clock has it.

@@ -6,14 +6,14 @@ import os
 import resource
 import shutil
 import threading
-import time
 
 import grpc
 import pytest
 
 from hiertcn.errors import ReleaseError
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction
+from tests.waiting import WAIT_S, patient_client, until
 
 FIRST, SECOND = 2026010101, 2026010201
 HOUR_US = 3_600_000_000
@@ -23,7 +23,7 @@ T0 = 1_767_225_600_000_000 + HOUR_US
 @pytest.fixture
 def start(shared_toy, start_sidecar):
     def started(**options):
-        return start_sidecar(shared_toy, "", models="in-process", target_latency_s=60.0, **options)
+        return start_sidecar(shared_toy, "", models="in-process", **options)
 
     return started
 
@@ -100,13 +100,13 @@ def test_a_slow_disk_holds_up_recordings_together_and_recommendations_never(
     def slow(descriptor):
         synced.append(descriptor)
         is_syncing.set()
-        assert is_fast.wait(60)
+        assert is_fast.wait(WAIT_S)
         sync(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", slow)
     writers = 40
     with (
-        RecommenderClient(running.sidecar.address, timeout_s=60.0) as patient,
+        patient_client(running.sidecar.address) as patient,
         concurrent.futures.ThreadPoolExecutor(writers) as pool,
     ):
         recording = [
@@ -114,12 +114,13 @@ def test_a_slow_disk_holds_up_recordings_together_and_recommendations_never(
             for n in range(writers)
         ]
         try:
-            assert is_syncing.wait(30)
-            deadline = time.monotonic() + 30
-            while (
-                running.value("hiertcn_requests_in_flight", method="RecordInteractions") < writers
-            ):
-                assert time.monotonic() < deadline
+            assert is_syncing.wait(WAIT_S)
+            until(
+                lambda: (
+                    running.value("hiertcn_requests_in_flight", method="RecordInteractions")
+                    == writers
+                )
+            )
             for _ in range(5):
                 found = client.recommend("ada", timestamp_us=T0)
                 assert ids(found) == toy.best(toy.scores(toy.start_state, "item-1"), 10)

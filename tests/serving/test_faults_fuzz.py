@@ -19,6 +19,7 @@ import pytest
 
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.client import Interaction
+from tests.waiting import WAIT_S
 
 NUMBER = 2026010101
 T0 = 1_767_225_600_000_000 + 3_600_000_000
@@ -83,7 +84,6 @@ def running(shared_toy, start_sidecar):
         "",
         models="in-process",
         fsync="os",
-        target_latency_s=60.0,
         max_in_flight=4096,
         max_message_bytes=LARGEST,
     )
@@ -197,7 +197,7 @@ def test_no_request_whatever_is_an_internal_error_or_goes_unnamed(running, share
             body = fuzz.message(METHODS[name]).SerializeToString()
             if fuzz.draw.random() < 0.2:
                 body = fuzz.broken(body)
-            under_way.append((name, body, calls[name].future(body, timeout=60)))
+            under_way.append((name, body, calls[name].future(body, timeout=WAIT_S)))
             if len(under_way) == IN_FLIGHT:
                 check_oldest()
         while under_way:
@@ -218,7 +218,7 @@ def test_a_fuzzed_stream_ends_with_the_field_or_records_all(running, shared_toy)
                 fuzz.message(pb.RecordInteractionsRequest).SerializeToString() for _ in range(5)
             ]
             bodies += [fuzz.broken(bodies[0])]
-            replies = stream(iter(bodies), timeout=30)
+            replies = stream(iter(bodies), timeout=WAIT_S)
             with contextlib.suppress(grpc.RpcError):
                 collections.deque(replies, maxlen=0)
             assert replies.code() in ALLOWED, replies.details()

@@ -4,8 +4,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.soak import is_sound, killed, steady
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction
 from pipelines.serving_process import ServingProcess
+from tests.waiting import WAIT_S, patient_client
 
 NUMBER = 2026010101
 KILLS = 5
@@ -33,7 +34,7 @@ def test_memory_is_flat_under_load(shared_toy, tmp_path):
         shared_toy.root,
         tmp_path / "state",
         tmp_path / "log",
-        model_deadline_ms=10_000,
+        model_deadline_ms=int(WAIT_S * 1000),
         options=["--models=in-process", "--journal-entries=50"],
     )
     done = 0
@@ -52,7 +53,7 @@ def test_memory_is_flat_under_load(shared_toy, tmp_path):
         done += REQUESTS
         return {"answered": answered, "errors": REQUESTS - answered}
 
-    clients = [RecommenderClient(serving.address, timeout_s=30.0) for _ in range(THREADS)]
+    clients = [patient_client(serving.address) for _ in range(THREADS)]
     try:
         with ThreadPoolExecutor(THREADS) as threads:
             found = steady(turn, serving.pid, turns=TURNS)

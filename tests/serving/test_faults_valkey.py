@@ -14,9 +14,7 @@ def test_a_replica_that_lacks_the_newest_writes_takes_over(shared_toy, start_sid
     primary = start_redis("--repl-diskless-sync-delay", "0")
     replica = start_redis("--replicaof", "127.0.0.1", str(primary.port))
     url = f"valkey://127.0.0.1:{primary.port},127.0.0.1:{replica.port}/0"
-    running = start_sidecar(
-        shared_toy, "", models="in-process", store=url, fsync="os", target_latency_s=60.0
-    )
+    running = start_sidecar(shared_toy, "", models="in-process", store=url, fsync="os")
     client = running.client
     client.record([Interaction("ada", "item-0", T0)])
     asked = valkey.Valkey(port=primary.port)

@@ -19,6 +19,7 @@ from hiertcn.serving.client import Interaction
 from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.observability.metrics_server import Probes
 from hiertcn.serving.observability.stages import STAGES, Stages
+from tests.waiting import WAIT_S
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "hiertcn.json"
 T0 = 1_767_225_600_000_000 + 3_600_000_000
@@ -27,7 +28,7 @@ GAP_US = 1_800_000_000
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=WAIT_S) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -10,6 +10,7 @@ from hiertcn.export.tensors import GRU_STEP, NEXT_STATE, SESSION_MEAN, STATE, TC
 from hiertcn.serving.client import Interaction
 from hiertcn.serving.inference.inference import TritonInference
 from hiertcn.serving.inference.models_in_process import InProcessModels
+from tests.waiting import WAIT_S
 
 NUMBER = 2026010101
 
@@ -31,7 +32,7 @@ def test_the_same_files_compute_the_same_with_and_without_a_triton(shared_toy, s
         there = TritonInference(shared_triton.grpc_url)
         arguments = (GRU_STEP, NUMBER, batch_of(toy, 5), NEXT_STATE)
         try:
-            return [await one.run(*arguments, timeout_s=10.0) for one in (here, there)]
+            return [await one.run(*arguments, timeout_s=WAIT_S) for one in (here, there)]
         finally:
             await there.close()
             await here.close()
@@ -56,7 +57,7 @@ def test_versions_come_and_go_and_what_is_absent_is_named(shared_toy):
         with pytest.raises(ServingError, match="tcn is not loaded"):
             await models.run(TCN, NUMBER, (), NEXT_STATE, timeout_s=1.0)
         with pytest.raises(ServingError, match="failed"):
-            await models.run(GRU_STEP, NUMBER, batch_of(toy, 2)[:1], NEXT_STATE, timeout_s=5.0)
+            await models.run(GRU_STEP, NUMBER, batch_of(toy, 2)[:1], NEXT_STATE, timeout_s=WAIT_S)
         models.unload(GRU_STEP)
         assert not await models.is_ready(GRU_STEP, NUMBER)
         await models.close()
@@ -67,7 +68,7 @@ def test_versions_come_and_go_and_what_is_absent_is_named(shared_toy):
 @pytest.fixture
 def running(shared_toy, start_sidecar):
     # However slow the machine is, nothing is refused here.
-    return start_sidecar(shared_toy, "", models="in-process", target_latency_s=60.0)
+    return start_sidecar(shared_toy, "", models="in-process")
 
 
 def ids(found):
@@ -130,7 +131,7 @@ def test_a_reply_does_not_depend_on_what_it_is_batched_with(running, shared_toy)
         return client.recommend(**request)
 
     alone = [ask(request) for request in requests]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_S
     with ThreadPoolExecutor(24) as threads:
         while time.monotonic() < deadline:
             for found, expected in zip(threads.map(ask, requests), alone, strict=True):

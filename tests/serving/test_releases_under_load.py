@@ -3,25 +3,17 @@
 import itertools
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from hiertcn.errors import ReleaseError
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction
+from tests.waiting import patient_client, until
 
 FIRST = 2026010101
 HOUR_US = 3_600_000_000
 USERS = [f"user-{n}" for n in range(6)]
-
-
-def until(condition, failures, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert failures == []
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
 
 
 class Load:
@@ -47,9 +39,12 @@ class Load:
         for thread in self.threads:
             thread.join()
 
+    def is_sound(self):
+        return self.failures == []
+
     def ask(self, user):
         try:
-            with RecommenderClient(self.address) as client:
+            with patient_client(self.address) as client:
                 now = self.toys[FIRST].watermark_us + HOUR_US
                 session = [f"item-{n}" for n in range(3)]
                 client.record([Interaction(user, item, now) for item in session])
@@ -87,11 +82,11 @@ def test_releases_come_and_go_under_load_without_a_failed_or_mixed_reply(
     running = start_sidecar(toy_repository, triton.grpc_url)
     client, repository = running.client, toy_repository.repository
     with Load(running.sidecar.address, toy_repository.toys) as load:
-        until(lambda: FIRST in load.seen, load.failures)
+        until(lambda: FIRST in load.seen, load.is_sound)
 
         second = toy_repository.publish(2026010201, seed=2, activate=False).number
         assert client.activate(second) == second
-        until(lambda: second in load.seen, load.failures)
+        until(lambda: second in load.seen, load.is_sound)
 
         third = toy_repository.publish(2026010301, seed=3, activate=False).number
         damaged = repository.path(third) / "item_table" / "vectors.bin"
@@ -112,15 +107,15 @@ def test_releases_come_and_go_under_load_without_a_failed_or_mixed_reply(
         assert serving in (FIRST, third) and repository.current() == serving
 
         client.activate(third)
-        until(lambda: third in load.seen, load.failures)
+        until(lambda: third in load.seen, load.is_sound)
         assert client.roll_back() in (FIRST, second)
         client.activate(third)
         repository.prune(1)
         assert third in repository.numbers()
         fourth = toy_repository.publish(2026010401, seed=4).number
-        until(lambda: fourth in load.seen, load.failures)
+        until(lambda: fourth in load.seen, load.is_sound)
         replies = load.replies
-        until(lambda: load.replies > replies + 50, load.failures)
+        until(lambda: load.replies > replies + 50, load.is_sound)
     assert load.failures == []
     assert {FIRST, second, third, fourth} <= load.seen
     codes = {
@@ -144,13 +139,13 @@ def test_what_a_sidecar_serves_is_not_pruned_though_the_pointer_has_moved_on(
     for number in (2026010201, 2026010301):
         toy_repository.publish(number, seed=2)
         repository.model_path("tcn", number).write_bytes(b"")
-    until(lambda: running.value("hiertcn_activations_total", result="refused") >= 1, [])
+    until(lambda: running.value("hiertcn_activations_total", result="refused") >= 1)
     assert repository.prune(1) == []
     assert FIRST in repository.numbers()
     good = toy_repository.publish(2026010401, seed=4)
-    until(lambda: running.client.recommend("user-0").release == good.number, [])
+    until(lambda: running.client.recommend("user-0").release == good.number)
     again = toy_repository.publish(2026010501, seed=5)
-    until(lambda: running.client.recommend("user-0").release == again.number, [])
+    until(lambda: running.client.recommend("user-0").release == again.number)
     # Neither current nor previous any more, for the repository and for the sidecar.
     assert FIRST in repository.prune(1)
     running.stop()
@@ -167,5 +162,5 @@ def test_a_sidecar_whose_release_was_deleted_still_follows_to_the_next(
         shutil.rmtree(repository.model_path(model, FIRST).parent)
     assert running.client.recommend("user-0").release == FIRST
     second = toy_repository.publish(2026010201, seed=2)
-    until(lambda: running.client.recommend("user-0").release == second.number, [])
+    until(lambda: running.client.recommend("user-0").release == second.number)
     assert not running.client.recommend("user-0").fallback

@@ -18,9 +18,10 @@ from hiertcn.cli_filters import read_filters
 from hiertcn.errors import DeadlineError, InputError, OverloadError, ServingError
 from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.client import AsyncRecommenderClient, Filter, Interaction, RecommenderClient
+from hiertcn.serving.client import Filter, Interaction, RecommenderClient
 from hiertcn.serving.inference.breaker import CircuitBreaker
 from hiertcn.serving.releases.serving_release import ServingRelease
+from tests.waiting import WAIT_S, patient_async_client, patient_client, until
 
 NUMBER = 2026010101
 T0 = 1_767_225_600_000_000 + 3600 * 1_000_000
@@ -196,7 +197,7 @@ def test_a_stream_records_every_batch_once_and_answers_in_order(running):
     assert len(client.get_user("ada").journal) == 400
 
     async def record():
-        async with AsyncRecommenderClient(running.sidecar.address) as asyncio_client:
+        async with patient_async_client(running.sidecar.address) as asyncio_client:
             return [one async for one in asyncio_client.record_stream(batches("bob", 40))]
 
     assert sum(one.accepted for one in running.run(record())) == 400
@@ -207,13 +208,10 @@ def test_each_streamed_batch_is_answered_before_the_next_is_sent(running):
 
     def lockstep():
         for n, batch in enumerate(batches("eve", 5)):
-            deadline = time.monotonic() + 10
-            while len(answered) < n:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            until(lambda n=n: len(answered) >= n)
             yield batch
 
-    for result in running.client.record_stream(lockstep(), timeout_s=30):
+    for result in running.client.record_stream(lockstep(), timeout_s=WAIT_S):
         answered.append(result)
     assert len(answered) == 5
 
@@ -241,7 +239,7 @@ def test_a_broken_stream_goes_on_where_it_was(shared_toy, shared_triton, start_s
             yield batch
 
     patient = CircuitBreaker(failures=1000)
-    with RecommenderClient(running.sidecar.address, breaker=patient) as client:
+    with patient_client(running.sidecar.address, breaker=patient) as client:
         results = list(client.record_stream(interrupted(), timeout_s=60))
         assert len(results) == 30
         assert sum(one.accepted + one.duplicates for one in results) == 300
@@ -270,7 +268,7 @@ def test_the_clients_breaker_fails_fast_and_lets_one_call_try_again(running):
             pytest.raises(ServingError, match="did not answer"),
         ):
             client.recommend("ada")
-    with RecommenderClient(running.sidecar.address, breaker=breaker) as client:
+    with patient_client(running.sidecar.address, breaker=breaker) as client:
         with pytest.raises(ServingError, match="is not asked for a moment"):
             client.recommend("ada")
         Clock.now = 1.5
@@ -280,7 +278,7 @@ def test_the_clients_breaker_fails_fast_and_lets_one_call_try_again(running):
     async def ask():
         breaker.failed()
         breaker.failed()
-        async with AsyncRecommenderClient(running.sidecar.address, breaker=breaker) as client:
+        async with patient_async_client(running.sidecar.address, breaker=breaker) as client:
             with pytest.raises(ServingError, match="is not asked for a moment"):
                 await client.recommend("ada")
 
@@ -300,7 +298,7 @@ def stopped(triton):
 def test_a_hung_triton_is_not_waited_for_beyond_the_deadline(
     shared_toy, shared_triton, start_sidecar, toy
 ):
-    running = start_sidecar(shared_toy, shared_triton.grpc_url, model_deadline_s=30.0)
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, model_deadline_s=WAIT_S)
     client = running.client
     client.record([Interaction("ada", "item-1", T0)])
     expected = client.recommend("ada", timestamp_us=T0)
@@ -315,7 +313,7 @@ def test_a_hung_triton_is_not_waited_for_beyond_the_deadline(
         stranger = client.recommend(
             "nobody", deadline_ms=100, filters=[Filter(column="colour", any_of=["red"])]
         )
-        assert time.monotonic() - began < 20, "the model's own deadline is 30 s"
+        assert time.monotonic() - began < WAIT_S, "the model's own deadline"
         red = passing(lambda row, has: has and row % 3 == 0)
         order = [item for item in toy.best(toy.popularity, ITEMS) if item in red]
         assert stranger.fallback and ids(stranger) == order[:10]
@@ -348,18 +346,10 @@ def test_the_breaker_opens_on_a_hung_triton_and_closes_when_it_is_back(
         assert running.value("hiertcn_breaker_changes_total", model="tcn", state=state) >= 1
 
 
-def until(condition, timeout_s=30.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-
-
 def test_requests_over_the_bound_are_refused_and_those_within_it_answered(
     shared_toy, shared_triton, start_sidecar
 ):
-    running = start_sidecar(
-        shared_toy, shared_triton.grpc_url, max_in_flight=4, model_deadline_s=60.0
-    )
+    running = start_sidecar(shared_toy, shared_triton.grpc_url, max_in_flight=4)
     warm = running.client.recommend("ada", timestamp_us=T0)
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         with stopped(shared_triton):
@@ -367,7 +357,7 @@ def test_requests_over_the_bound_are_refused_and_those_within_it_answered(
                 pool.submit(running.client.recommend, "ada", timestamp_us=T0) for _ in range(40)
             ]
             # All but the four admitted are answered while Triton hangs.
-            ended = concurrent.futures.as_completed(asked, timeout=30)
+            ended = concurrent.futures.as_completed(asked, timeout=WAIT_S)
             refused = list(itertools.islice(ended, 36))
             assert {type(one.exception()) for one in refused} == {OverloadError}
             assert running.value("hiertcn_requests_in_flight", method="Recommend") == 4

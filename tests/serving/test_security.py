@@ -39,6 +39,7 @@ from hiertcn.serving.security.access_control import METHOD_SCOPES
 from hiertcn.serving.security.rate_limit import RateLimiter
 from hiertcn.serving.security.tls import ServerTls
 from hiertcn.serving.security.tokens import Scope, TokenFile
+from tests.waiting import WAIT_S, patient_client, until
 
 READER, WRITER, ADMIN = (name * 4 for name in ("read-er", "writ-er", "admi-in"))
 T0 = 1_767_225_600_000_000 + 3_600_000_000
@@ -135,20 +136,13 @@ def with_tokens(shared_toy, shared_triton, start_sidecar, token_file):
     return start_sidecar(shared_toy, shared_triton.grpc_url, token_file=token_file)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "never became true"
-        time.sleep(0.02)
-
-
 def test_tls_serves_those_who_trust_its_authority_and_no_one_else(
     shared_toy, shared_triton, start_sidecar, authority, tmp_path
 ):
     own = authority.issue("sidecar")
     running = start_sidecar(shared_toy, shared_triton.grpc_url, tls_cert=own.cert, tls_key=own.key)
     address = running.sidecar.address
-    with RecommenderClient(address, access=Access(tls_ca=authority.path)) as client:
+    with patient_client(address, access=Access(tls_ca=authority.path)) as client:
         assert client.recommend("ada", timestamp_us=T0).items
     stranger = Authority(tmp_path, "stranger")
     for access in (Access(tls_ca=stranger.path), Access()):
@@ -173,7 +167,7 @@ def test_mutual_tls_refuses_clients_of_another_authority(
     )
     address = running.sidecar.address
     shown = Access(tls_ca=authority.path, tls_cert=known.cert, tls_key=known.key)
-    with RecommenderClient(address, access=shown) as client:
+    with patient_client(address, access=shown) as client:
         assert client.recommend("ada", timestamp_us=T0).items
     for access in (
         Access(tls_ca=authority.path),
@@ -208,7 +202,7 @@ def test_a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
     renewed = successor.issue("sidecar", "renewed")
     renewed.key.replace(own.key)
     renewed.cert.replace(own.cert)
-    eventually(lambda: answers(successor.path))
+    until(lambda: answers(successor.path))
     own.cert.write_text("no certificate")
     assert answers(successor.path)
 
@@ -246,7 +240,7 @@ def test_options_that_contradict_are_refused(options, said):
 def test_each_token_may_do_what_its_line_says(with_tokens, access_of):
     address = with_tokens.sidecar.address
     click = [Interaction("ada", "item-3", T0)]
-    with RecommenderClient(address, access=access_of(READER)) as reader:
+    with patient_client(address, access=access_of(READER)) as reader:
         assert reader.recommend("ada", timestamp_us=T0).items
         for forbidden in (
             lambda: reader.record(click),
@@ -255,11 +249,11 @@ def test_each_token_may_do_what_its_line_says(with_tokens, access_of):
         ):
             with pytest.raises(PermissionDeniedError, match="may read; this call needs"):
                 forbidden()
-    with RecommenderClient(address, access=access_of(WRITER)) as writer:
+    with patient_client(address, access=access_of(WRITER)) as writer:
         assert writer.record(click).accepted == 1
         with pytest.raises(PermissionDeniedError, match="scope admin"):
             writer.delete_user("ada")
-    with RecommenderClient(address, access=access_of(ADMIN)) as admin:
+    with patient_client(address, access=access_of(ADMIN)) as admin:
         assert admin.delete_user("ada")
     assert (
         with_tokens.value("hiertcn_requests_total", method="DeleteUser", code="PERMISSION_DENIED")
@@ -274,28 +268,30 @@ def test_callers_without_a_known_token_learn_only_the_state_of_health(with_token
         (access_of("none-such-token-at-all"), "is not one of"),
     ):
         with (
-            RecommenderClient(address, access=access) as client,
+            patient_client(address, access=access) as client,
             pytest.raises(UnauthenticatedError, match=said),
         ):
             client.recommend("ada")
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         with pytest.raises(grpc.RpcError) as refused:
-            list(reflection.ServerReflectionInfo(iter([request]), timeout=5))
+            list(reflection.ServerReflectionInfo(iter([request]), timeout=WAIT_S))
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
         listed = list(
             reflection.ServerReflectionInfo(
-                iter([request]), timeout=5, metadata=[("authorization", f"Bearer {READER}")]
+                iter([request]),
+                timeout=WAIT_S,
+                metadata=[("authorization", f"Bearer {READER}")],
             )
         )
         assert len(listed[0].list_services_response.service) >= 3
         bad = channel.unary_unary("/hiertcn.v1.Recommender/Recommend")
         with pytest.raises(grpc.RpcError) as refused:
-            bad(b"\xff" * 100, timeout=5, metadata=[("authorization", "Basic YTpi")])
+            bad(b"\xff" * 100, timeout=WAIT_S, metadata=[("authorization", "Basic YTpi")])
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -359,7 +355,7 @@ def test_no_token_reaches_a_log_a_metric_or_a_printed_object(with_tokens, access
     with caplog.at_level(logging.DEBUG):
         for token in (ADMIN, wrong):
             access = access_of(token)
-            with RecommenderClient(with_tokens.sidecar.address, access=access) as client:
+            with patient_client(with_tokens.sidecar.address, access=access) as client:
                 try:
                     client.recommend("ada", k=0)
                 except InputError as error:
@@ -380,15 +376,17 @@ def test_a_caller_over_its_rate_is_told_the_limit_and_others_go_on(
         shared_toy, shared_triton.grpc_url, token_file=token_file, rate_limit=0.01
     )
     address = running.sidecar.address
-    with RecommenderClient(address, access=access_of(READER)) as client:
+    with patient_client(address, access=access_of(READER)) as client:
         client.recommend("ada", timestamp_us=T0)
         with pytest.raises(OverloadError, match=r"rate limit of 0\.01 requests/s"):
             client.recommend("ada", timestamp_us=T0)
-    with RecommenderClient(address, access=access_of(ADMIN)) as client:
+    with patient_client(address, access=access_of(ADMIN)) as client:
         client.recommend("ada", timestamp_us=T0)
     with grpc.insecure_channel(address) as channel:
         for _ in range(3):
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=WAIT_S
+            )
 
 
 def test_callers_without_tokens_are_limited_by_their_address(
@@ -397,7 +395,7 @@ def test_callers_without_tokens_are_limited_by_their_address(
     running = start_sidecar(shared_toy, shared_triton.grpc_url, rate_limit=0.01)
     running.client.recommend("ada", timestamp_us=T0)
     with (
-        RecommenderClient(running.sidecar.address) as another,
+        patient_client(running.sidecar.address) as another,
         pytest.raises(OverloadError, match="rate limit"),
     ):
         another.recommend("ada", timestamp_us=T0)
@@ -420,7 +418,7 @@ def test_a_stream_over_its_rate_is_slowed_and_loses_nothing(
             response_deserializer=pb.RecordInteractionsResponse.FromString,
         )
         began = time.monotonic()
-        accepted = sum(reply.accepted for reply in stream(iter(requests), timeout=30))
+        accepted = sum(reply.accepted for reply in stream(iter(requests), timeout=WAIT_S))
         # 20 at once, then one every 50 ms.
         assert time.monotonic() - began > 0.2
     assert accepted == len(requests)

@@ -1,6 +1,5 @@
 """Several sidecars on one Valkey, and one whose server dies, on the models in this process."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from hiertcn.errors import ServingError
 from hiertcn.serving.client import Interaction
 from hiertcn.serving.log.event_log import LoggedDeletion, read_segment
+from tests.waiting import until
 
 SECOND_US = 1_000_000
 T0 = 1_767_225_600_000_000 + 3600 * SECOND_US
@@ -27,13 +27,6 @@ def two(shared_toy, start_sidecar, server, tmp_path):
         )
         for name in ("a", "b")
     ]
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_one_users_interactions_meet_whichever_sidecar_took_them(two):
@@ -59,12 +52,12 @@ def test_live_counts_and_deletions_reach_the_other_sidecar(two):
     )
     # Three interactions at each: the own ones once, the other's told of.
     for sidecar in two:
-        eventually(lambda sidecar=sidecar: sidecar.sidecar.sweeper._recent.end == 3)
+        until(lambda sidecar=sidecar: sidecar.sidecar.sweeper._recent.end == 3)
     assert first.client.delete_user("eve")
     assert second.client.get_user("eve") is None
     log = second.options.state_dir / "log"
     (segment,) = log.glob("*.log")
-    eventually(lambda: any(isinstance(entry, LoggedDeletion) for _, entry in read_segment(segment)))
+    until(lambda: any(isinstance(entry, LoggedDeletion) for _, entry in read_segment(segment)))
     second.client.record([Interaction("eve", "item-5", T0 + 9)])
     second.stop()
     kept = b"".join(path.read_bytes() for path in log.glob("*.log"))

@@ -11,7 +11,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hiertcn.errors import InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.client import AsyncRecommenderClient, Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction, RecommenderClient
+from tests.waiting import WAIT_S, patient_async_client
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -216,7 +217,7 @@ def test_long_sessions_send_their_newest_part(client, toy):
 )
 def test_bad_recommend_requests_name_the_field(client, request_, field):
     with pytest.raises(grpc.RpcError) as caught:
-        client._recommender.Recommend(request_, timeout=5)
+        client._recommender.Recommend(request_, timeout=WAIT_S)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith(field)
 
@@ -252,7 +253,7 @@ def test_raw_bytes_are_an_invalid_argument(running):
     with grpc.insecure_channel(running.sidecar.address) as channel:
         for payload in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe"):
             with pytest.raises(grpc.RpcError) as caught:
-                channel.unary_unary("/hiertcn.v1.Recommender/Recommend")(payload, timeout=5)
+                channel.unary_unary("/hiertcn.v1.Recommender/Recommend")(payload, timeout=WAIT_S)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "RecommendRequest" in caught.value.details()
 
@@ -328,7 +329,7 @@ def test_health_reflection_and_metrics(shared_toy, shared_triton, start_sidecar)
 
 def test_the_asyncio_client_answers_alike(running, toy):
     async def ask():
-        async with AsyncRecommenderClient(running.sidecar.address) as client:
+        async with patient_async_client(running.sidecar.address) as client:
             await client.record([Interaction("eve", "item-8", T0)])
             return (
                 await client.recommend("eve", timestamp_us=T0),

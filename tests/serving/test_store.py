@@ -1,7 +1,6 @@
 """What every store of user records does, on LMDB, on a real server, and on a cluster of one."""
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from hiertcn.serving.records.record import new_record, user_key
 from hiertcn.serving.stores.store import Change
 from hiertcn.serving.stores.store_lmdb import LmdbStore
 from hiertcn.serving.stores.store_valkey import ValkeyStore
+from tests.waiting import until
 
 ADA, BOB, EVE = (user_key(user) for user in ("ada", "bob", "eve"))
 
@@ -66,10 +66,7 @@ def cover_all_slots(server):
 
     client = valkey.Valkey(port=server.port)
     client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    deadline = time.monotonic() + 30
-    while client.execute_command("CLUSTER", "INFO").find(b"state:ok") < 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: b"state:ok" in client.execute_command("CLUSTER", "INFO"))
     client.close()
 
 

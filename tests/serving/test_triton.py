@@ -26,6 +26,7 @@ from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.processes.triton import TritonServer, find_tritonserver
 from hiertcn.serving.processes.triton_install import TritonInstall
 from models.hiertcn_serving import GruStep, TcnCone
+from tests.waiting import WAIT_S
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = 2026010101, 2026010201
@@ -62,7 +63,7 @@ def _infer(
     for spec, tensor in zip(INPUTS[model], tensors, strict=True):
         inputs.append(triton_grpc.InferInput(spec.name, list(tensor.shape), spec.datatype))
         inputs[-1].set_data_from_numpy(tensor.numpy())
-    result = client.infer(model, inputs, model_version=str(version), client_timeout=30)
+    result = client.infer(model, inputs, model_version=str(version), client_timeout=WAIT_S)
     client.close()
     return result.as_numpy(OUTPUTS[model][0].name)
 

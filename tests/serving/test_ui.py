@@ -20,6 +20,7 @@ from hiertcn.errors import InputError
 from hiertcn.serving.client import Interaction
 from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.rpc.validation import wall_clock_us
+from tests.waiting import WAIT_S
 
 GAP_US = 1_800_000_000
 
@@ -53,7 +54,7 @@ class Asked:
         **headers: str,
     ) -> None:
         where = urllib.parse.urlsplit(running.sidecar.ui_url)
-        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=30)
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=WAIT_S)
         if body is not None or raw is not None:
             raw = json.dumps(body).encode() if raw is None else raw
             headers = {"Content-Type": "application/json", **headers}
@@ -292,7 +293,7 @@ def test_raw_bytes_on_the_port_end_their_connection_and_nothing_else(running):
     for sent in (b"\x00" * 100, b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET " * 5000):
         with (
             contextlib.suppress(ConnectionError),
-            socket.create_connection((where.hostname, where.port), timeout=10) as connection,
+            socket.create_connection((where.hostname, where.port), timeout=WAIT_S) as connection,
         ):
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
@@ -337,7 +338,10 @@ def until(browser) -> Callable[[Callable[[], Any]], Any]:
     from selenium.webdriver.support.ui import WebDriverWait
 
     wait = WebDriverWait(
-        browser, 20, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
+        browser,
+        WAIT_S,
+        poll_frequency=0.05,
+        ignored_exceptions=[StaleElementReferenceException],
     )
     return lambda holds: wait.until(lambda _: holds())
 

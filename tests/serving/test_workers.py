@@ -12,9 +12,10 @@ import pytest
 
 from hiertcn.files import read_json
 from hiertcn.serving import recommender_pb2 as pb
-from hiertcn.serving.client import Interaction, RecommenderClient
+from hiertcn.serving.client import Interaction
 from hiertcn.serving.records.record import user_key
 from hiertcn.serving.stores.store_lmdb import LmdbStore
+from tests.waiting import PATIENT_SERVE, WAIT_S, patient_client, until
 
 NUMBER = 2026010101
 WORKERS = 2
@@ -31,22 +32,19 @@ class Serving:
             [
                 *(sys.executable, "-m", "hiertcn.cli", "serve", f"--repository={root}"),
                 *(f"--state-dir={self.state_dir}", "--port=0", "--metrics-port=0"),
-                *(f"--workers={WORKERS}", "--models=in-process"),
+                *(f"--workers={WORKERS}", "--models=in-process", PATIENT_SERVE),
             ],
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
         ready = self.state_dir / "serving.json"
-        deadline = time.monotonic() + 90
-        while not ready.exists():
-            assert self.process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.05)
+        until(lambda: ready.exists() or self.process.poll() is not None)
+        assert self.process.poll() is None, (folder / "log").read_text()
         self.about = read_json(ready)
         self.clients = []
 
     def connect(self):
-        self.clients = [RecommenderClient(self.about["address"]) for _ in range(CONNECTIONS)]
+        self.clients = [patient_client(self.about["address"]) for _ in range(CONNECTIONS)]
         return self.clients
 
     def stop(self):
@@ -54,7 +52,7 @@ class Serving:
             client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(60)
+            self.process.wait(WAIT_S)
         self.log.close()
 
 
@@ -147,7 +145,7 @@ def test_every_process_says_that_it_is_ready(serving):
     assert len(pages) == WORKERS
     for page in pages:
         # An error status would raise.
-        with urllib.request.urlopen(page.replace("/metrics", "/readyz"), timeout=10) as answer:
+        with urllib.request.urlopen(page.replace("/metrics", "/readyz"), timeout=WAIT_S) as answer:
             assert answer.read() == b"yes\n"
 
 
@@ -155,17 +153,12 @@ def test_a_process_that_dies_is_replaced(serving):
     before = serving.about["workers"]
     os.kill(before[1], signal.SIGKILL)
     parent = psutil.Process(serving.process.pid)
-    deadline = time.monotonic() + 60
-    while True:
-        found = [
-            child.pid
+    until(
+        lambda: any(
+            child.pid not in before and child.status() != psutil.STATUS_ZOMBIE
             for child in parent.children()
-            if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE
-        ]
-        if found:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        )
+    )
 
 
 def test_sigterm_drains_every_process_and_nothing_acknowledged_is_lost(serving, toys):
@@ -189,7 +182,7 @@ def test_sigterm_drains_every_process_and_nothing_acknowledged_is_lost(serving, 
             assert serving.process.poll() is None
             time.sleep(0.01)
         serving.process.send_signal(signal.SIGTERM)
-        assert serving.process.wait(60) == 0
+        assert serving.process.wait(WAIT_S) == 0
         for one in running:
             one.result()
     assert not any(process.is_running() for process in processes)
