@@ -40,7 +40,7 @@ demo: install  ## simulate a log (or EVENTS= ITEMS=), run the daily pipeline, se
 	@$(BIN)/python -m pipelines.demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(ITEMS),--items '$(ITEMS)') $(if $(KEEP),--keep) $(OPTIONS)
 
 test: install  ## run every test
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: install  ## kill and load a sidecar for two hours, and report what was lost and how memory grew
 	@$(BIN)/python -m benchmarks.soak --folder .serving_load --kills 50 --minutes 120

@@ -235,7 +235,7 @@ def _encoder_options(**config: Any) -> Sequence[Options]:
     return [{"config": config, "training": asdict(ItemEncoderOptions())}]
 
 
-_COSINE_WEIGHTS: Final = (0.0, 0.0125, 0.025, 0.05, 0.1, 0.15)
+_COSINE_WEIGHTS: Final = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
 _LOG_WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0)
 
 OURS: Final = "PinSage encoder (ours)"

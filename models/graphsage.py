@@ -22,7 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import spmm
@@ -275,6 +277,17 @@ class GraphSAGE(nn.Module):
         """From the last layer and the inputs, [n, hidden] each, to unit vectors [n, dim]."""
         out = self.output(torch.relu(self.head(z))) + self.skip(z_0)
         return nn.functional.normalize(out, dim=-1)
+
+    @torch.no_grad()
+    def start_id_vectors(self, vectors: NDArray[np.float32]) -> None:
+        """Set the first columns of the id vectors, if any: float32 [items, columns].
+
+        Rows of zeros stay as they were drawn.
+        """
+        if self.config.id_vectors:
+            given = torch.from_numpy(vectors)
+            known = (given != 0).any(dim=1)
+            self.id_vectors.weight[known, : given.shape[1]] = given[known]
 
     @torch.no_grad()
     def rotate(self, rotation: Tensor) -> None:

@@ -59,6 +59,9 @@ class ItemEncoder(Protocol):
     def finish(self, z: Tensor, z_0: Tensor) -> Tensor:
         """Unit vectors from the last layer."""
 
+    def start_id_vectors(self, vectors: NDArray[np.float32]) -> None:
+        """Set the first columns of the id vectors: [items, columns]; rows of 0 stay as they are."""
+
     def rotate(self, rotation: Tensor) -> None:
         """Turn all vectors it gives: [dim, dim], orthogonal."""
 

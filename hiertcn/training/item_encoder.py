@@ -57,6 +57,7 @@ from hiertcn.training.item_hit_rate import hit_rate
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_losses import item_loss
 from hiertcn.training.item_pairs import HeldOutEdges, PairBatch, PairSampler, hold_out_edges
+from hiertcn.training.item_spectral_start import spectral_vectors
 from hiertcn.training.optimizers import Optimizers
 
 CURVE_FILE: Final = "curve.json"
@@ -105,6 +106,10 @@ def train_item_encoder(
         most=options.max_validation_edges,
         seed=options.seed,
     )
+    if csr.items <= options.spectral_start_items and not encoder.per_item_parameters & set(taken):
+        encoder.start_id_vectors(
+            spectral_vectors(held.training, encoder.config.hidden, seed=options.seed)
+        )
     training = EncoderTraining(
         encoder,
         features,
@@ -267,7 +272,7 @@ class EncoderTraining:
             against = torch.cat([positives, shared])
             candidates = np.concatenate([pairs.positives, pairs.shared])
         negative = queries @ against.T
-        if options.loss == "softmax" and options.in_batch_negatives:
+        if options.loss == "softmax" and options.in_batch_negatives and options.logq:
             # Times the temperature, because the loss divides by it.
             correction = options.temperature * self._log_draws(candidates)
             negative = negative - correction

@@ -22,8 +22,11 @@ class ItemEncoderOptions:
         lr: Adam's learning rate; it falls to a tenth along a half cosine over the planned steps.
         loss: ``softmax``, ``nce`` (HierTCN Eq. 19) or ``max_margin`` (PinSage).
         negatives: items drawn uniformly a step, shared by all its pairs.
-        in_batch_negatives: also compare with the other pairs' positives; ``softmax`` corrects for
-            how often each is drawn (logQ).
+        in_batch_negatives: also compare with the other pairs' positives. They come up as often as
+            they are popular, so what is learned is how well items go together beyond that; the
+            item table's popularity coordinate (``hiertcn.items.prior``) says the rest, and newer.
+        logq: let ``softmax`` correct for how often each negative is drawn, so that the dot products
+            hold popularity too.
         hard_negatives: most hard negatives per pair: none in the first epoch, n - 1 in epoch n
             (PinSage, section 3.3; see ``item_hard_negatives``).
         hard_ranks: walk ranks they are drawn from, in a catalog of 100,000 items or more.
@@ -32,6 +35,9 @@ class ItemEncoderOptions:
             with 0.3.
         margin: of ``max_margin``.
         weight_power: pairs are drawn in proportion to edge weight to this power.
+        spectral_start_items: most items of a graph whose id vectors start from its decomposition
+            (``item_spectral_start``) where there is no earlier encoder to start from; in larger
+            graphs, or with 0, they start at random.
         id_dropout: share of a step's items that are encoded without their id vectors, as an item
             added between builds is.
         neighborhood_dropout: share of a step's items that are encoded without their neighbors,
@@ -52,12 +58,14 @@ class ItemEncoderOptions:
     loss: str = "softmax"
     negatives: int = 256
     in_batch_negatives: bool = True
+    logq: bool = False
     hard_negatives: int = 0
     hard_ranks: tuple[int, int] = RANKS
     negatives_weight: float = 1.0
-    temperature: float = 0.05
+    temperature: float = 0.1
     margin: float = 0.3
     weight_power: float = 1.0
+    spectral_start_items: int = 2_000_000
     id_dropout: float = 0.1
     neighborhood_dropout: float = 0.05
     patience: int = 3
@@ -74,6 +82,7 @@ class ItemEncoderOptions:
             "steps_per_epoch",
             "max_steps",
             "hard_negatives",
+            "spectral_start_items",
             "final_epochs",
             "max_validation_edges",
         ):
