@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.split import Split, split_by_time
 from hiertcn.sessions.store import SessionStore
 from hiertcn.training.hiertcn import train_hiertcn
+from hiertcn.training.item_encoder_options import ItemEncoderOptions
 from hiertcn.training.options import TrainOptions
 from models.hiertcn import HierTCN, HierTCNConfig
 from models.network_ranker import NetworkRanker
@@ -66,6 +68,8 @@ def hiertcn_table(
     for seed in arguments.seeds:
         for name in names:
             identity = [name, case.name, case.first_date, arguments.steps, len(requests), seed]
+            if name == OURS:
+                identity.append(asdict(ItemEncoderOptions()))
             key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
             folder = output / f"{case.name}-{name.replace(' ', '-')}-{seed}-{key}"
             if not (folder / "ranks.npy").exists():

@@ -232,8 +232,7 @@ def _item2vec_options(log: LogName) -> Sequence[Options]:
 
 def _encoder_options(**config: Any) -> Sequence[Options]:
     # Written out, so that a row measured with other defaults is measured again.
-    training = asdict(ItemEncoderOptions())
-    return [{"config": config | {"hidden": hidden}, "training": training} for hidden in (64, 128)]
+    return [{"config": config, "training": asdict(ItemEncoderOptions())}]
 
 
 _COSINE_WEIGHTS: Final = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)

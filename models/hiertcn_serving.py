@@ -6,7 +6,7 @@ that thins out with depth. Counted from the newest position backwards, the block
 is two convolutions of dilation 1 on an already thinned sequence, the second of which keeps every
 second position for the block above. Each convolution is one dense product over concatenated
 windows. That does an eighth of the plain graph's arithmetic at four blocks and exports without a
-Conv node, so dynamic int8 quantisation reaches all of it.
+Conv node, so int8 (``hiertcn.export.int8``) reaches all of it.
 
 Weights are copied at construction; training the original further changes nothing here.
 """

@@ -236,8 +236,11 @@ def _connect(steps: "_Steps", scheduled_time: str) -> Outputs:
         exported = steps.add(
             export_onnx,
             lineage=trained["lineage"],
+            items_lineage=tuned["lineage"],
             model=trained["model"],
             item_encoder=encoder["item_encoder"],
+            item_table=tuned["item_table"],
+            sessions=sessions["sessions"],
         )
         states = steps.add(
             backfill_user_states,

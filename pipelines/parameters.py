@@ -363,6 +363,14 @@ PARAMETERS: Final = (
         help="How much worse than the serving release the new one may be.",
     ),
     Parameter(
+        name="serving_precision",
+        default="float32",
+        choices=("float32", "int8"),
+        group=_RELEASE,
+        help="int8 serves a quantized TCN if it has at least 99% of the best 20 items in common "
+        "with the float32 one, and else that one; parity.json says which.",
+    ),
+    Parameter(
         name="repository",
         default="repository",
         group=_RELEASE,

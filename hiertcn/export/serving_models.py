@@ -6,7 +6,8 @@ item_encoder/model.onnx  (features, features_present, neighbor_layers, neighbor_
                      -> item_embedding
 start_state.npy      float32 [layers, hidden], the state before a user's first session
 scoring_terms.safetensors  the gate of the scoring terms, where the model has them
-parity.json          largest errors against torch, by model and input shape
+parity.json          largest errors against torch, by model and input shape; ``int8`` where a
+                     quantized TCN was asked for
 """
 
 import logging
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiertcn.errors import InputError
+from hiertcn.export.int8 import OpenSessions, quantize_tcn
 from hiertcn.export.onnx import export_model
 from hiertcn.export.parity import ParityProof, prove_parity
 from hiertcn.export.scoring_terms import export_terms
@@ -35,6 +37,7 @@ from hiertcn.export.tensors import (
 )
 from hiertcn.export.term_gate import TERMS_FILE
 from hiertcn.files import whole_directory, write_json
+from hiertcn.items.table import ItemTable
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ def export_serving_models(
     item_dim: int,
     terms: nn.Module | None = None,
     item_encoder: nn.Module | None = None,
+    int8_sessions: OpenSessions | None = None,
+    int8_table: ItemTable | None = None,
     seed: int = 0,
 ) -> dict[str, ParityProof]:
     """Write the folder above to ``output``, whole or not at all; return the proofs by model.
@@ -69,6 +74,8 @@ def export_serving_models(
         terms: ``models.scoring_terms.ScoringTerms`` of a model that has them.
         item_encoder: ``models.item_encoder_serving.NewItemEncoder``, which embeds items that come
             after the release.
+        int8_sessions: quantize the TCN on these if it then ranks ``int8_table`` as before.
+        int8_table: the item table that serves.
         seed: of the random inputs that the proof uses.
 
     Raises:
@@ -106,6 +113,10 @@ def export_serving_models(
             proofs[name] = prove_parity(module, path, cases)
         np.save(aside / "start_state.npy", start_state)
         report = _report(proofs)
+        if int8_sessions is not None and int8_table is not None:
+            # After the proof against torch, which int8 need not pass.
+            proof = quantize_tcn(aside / TCN / "model.onnx", int8_sessions, int8_table)
+            report["int8"] = proof.to_dict()
         if terms is not None:
             report["scoring_terms"] = {"max_error": export_terms(terms, aside / TERMS_FILE)}
         write_json(aside / "parity.json", report)

@@ -19,6 +19,7 @@ import pytest
 
 from hiertcn.evaluation.protocol import Requests, build_requests
 from hiertcn.events.simulate import SimulationOptions, simulate
+from hiertcn.files import read_json
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
@@ -286,9 +287,11 @@ def test_next_day_is_served_and_rolled_back_without_losing_a_user(
         fresh = client.recommend("visitor", k=5, exclude_seen=True, filters=[costly])
         assert len(fresh.items) == 5 and clicked not in {item.item_id for item in fresh.items}
 
-        ended = deployment.run("2026-01-09", "--tolerance=0.9")
+        ended = deployment.run("2026-01-09", "--tolerance=0.9", "--serving-precision=int8")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert deployment.repository.numbers() == [2026010801, 2026010901]
+        parity = read_json(deployment.repository.path(2026010901) / "parity.json")
+        assert parity["int8"]["is_served"] == (parity["int8"]["agreement"] >= 0.99)
         until(lambda: client.releases().serving == 2026010901)
         flipped = client.recommend("visitor", k=5)
         assert (flipped.release, flipped.fallback) == (2026010901, False)
