@@ -191,16 +191,20 @@ class ReleaseRepository:
         manifest.check(self.root, checksums=checksums)
         return manifest
 
-    def activate(self, release: int) -> Manifest:
+    def activate(self, release: int, *, checksums: bool = True) -> Manifest:
         """Verify a release and point ``current.json`` at it; the one before becomes previous.
 
         Activating the current release again changes nothing.
+
+        Args:
+            release: its number.
+            checksums: see :meth:`verify`; False for who has just compared them.
 
         Raises:
             ReleaseError: the release must not be served; the pointer stays.
         """
         with self.lock():
-            manifest = self.verify(release)
+            manifest = self.verify(release, checksums=checksums)
             current, _ = self._pointer()
             if release != current:
                 self._point(release, current)

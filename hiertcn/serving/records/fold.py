@@ -97,15 +97,22 @@ def rebuilt(record: UserRecord | None, user_id: str, release: StateSource) -> Us
 
 
 def rebuilt_from(
-    record: UserRecord | None, snapshot: UserSnapshot | None, release: StateSource
+    record: UserRecord | None,
+    snapshot: UserSnapshot | None,
+    release: StateSource,
+    journal_rows: NDArray[np.int64] | None = None,
 ) -> UserRecord:
-    """:func:`rebuilt` with what ``release.user_snapshot`` says of the user."""
+    """:func:`rebuilt` with what ``release.user_snapshot`` says of the user.
+
+    ``journal_rows`` is what ``release.item_rows`` says of the journal's items, if it was asked.
+    """
     before = record if record is not None else new_record(release.start_state)
     if release.watermark_us <= before.erased_us:
         snapshot = None
     journal = before.journal
     if len(journal):
-        journal = journal.with_rows(release.item_rows(journal.item_ids).astype(np.int32))
+        rows = release.item_rows(journal.item_ids) if journal_rows is None else journal_rows
+        journal = journal.with_rows(rows.astype(np.int32))
     return UserRecord(
         release=release.number,
         revision=before.revision + 1,

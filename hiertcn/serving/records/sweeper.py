@@ -165,7 +165,16 @@ def last_seen_us(record: UserRecord) -> int:
 
 
 def _is_due(record: UserRecord, release: ServingRelease, now_us: int) -> bool:
-    # The cut of most records is not needed: nothing lies after their folded point.
-    if last_seen_us(record) <= record.folded_until_us:
+    # The cut of most records is not needed: nothing lies after their folded point, or one session
+    # that is still open.
+    since_us, newest_us = record.folded_until_us, last_seen_us(record)
+    if newest_us <= since_us:
+        return False
+    oldest_us = min(
+        int(times_us[np.searchsorted(times_us, since_us, side="right")])
+        for times_us in (record.journal.timestamps_us, record.history_timestamps_us)
+        if len(times_us) and times_us[-1] > since_us
+    )
+    if newest_us - oldest_us <= release.gap_us and now_us - newest_us <= release.gap_us:
         return False
     return bool(fold.sessions(record, gap_us=release.gap_us, now_us=now_us).closed)

@@ -26,6 +26,7 @@ from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.ranking.batching import ModelBatcher
 from hiertcn.serving.records import fold
 from hiertcn.serving.records.batch_fold import fold_closed, settled_until_us
+from hiertcn.serving.records.loop_share import LoopShare
 from hiertcn.serving.records.record import decode, encode, user_key
 from hiertcn.serving.records.snapshot import UserSnapshot
 from hiertcn.serving.records.writer import RecordWriter
@@ -36,8 +37,9 @@ _log = logging.getLogger(__name__)
 
 _ACTIVE_US: Final = 86_400_000_000
 _SLICE: Final = 512
-_HANDED_OVER: Final = 128
-_PAUSE_S: Final = 0.005
+_FOLDED: Final = 64
+"""Users whose sessions are folded together: some milliseconds of the event loop between waits."""
+_HANDED_OVER: Final = 32
 _PASSES: Final = 3
 _STAGED: Final = struct.Struct("<16sII")
 
@@ -115,15 +117,18 @@ class Warmer:
         self._staged = None
 
     async def _keep(self, release: ServingRelease) -> None:
+        share = LoopShare()
         try:
             for _ in range(_PASSES):
                 assert self._staged is not None
                 staged = _read(self._staged)
                 while some := list(itertools.islice(staged, _HANDED_OVER)):
+                    share.resume()
                     for key, base, stored in some:
                         self._writer.keep_fold(key, base, decode(stored))
+                    # The writing thread keeps the event loop waiting, too.
                     await self._writer.caught_up()
-                    await asyncio.sleep(_PAUSE_S)
+                    await share.leave()
                 self._staged.seek(0)
                 self._staged.truncate()
                 if not await self._stage(release, self._staged):
@@ -134,45 +139,66 @@ class Warmer:
 
     async def _stage(self, release: ServingRelease, file: BinaryIO) -> int:
         now_us = settled_until_us(release, self._recent)
-        keys = await self._active(release, now_us - _ACTIVE_US)
-        rows = await self._snapshot_rows(release, set(keys))
+        share = LoopShare()
+        keys = await self._active(release, now_us - _ACTIVE_US, share)
+        rows = await self._snapshot_rows(release, set(keys), share)
         count = 0
-        for first in range(0, len(keys), _SLICE):
-            some = keys[first : first + _SLICE]
+        for first in range(0, len(keys), _FOLDED):
+            some = keys[first : first + _FOLDED]
             stored = await asyncio.to_thread(self._store.get_many, some)
-            found = [
-                (key, record.revision, fold.rebuilt_from(record, _at(release, rows, key), release))
+            share.resume()
+            outdated = [
+                (key, record)
                 for key, record in zip(some, stored, strict=True)
                 if record is not None and record.release != release.number
             ]
-            records = [record for _, _, record in found]
-            records = await fold_closed(self._models, release, records, now_us)
-            for (key, base, _), record in zip(found, records, strict=True):
+            # One look-up for all: alone, each costs as much as the rest of its rebuild.
+            ids = [record.journal.item_ids for _, record in outdated]
+            ends = list(itertools.accumulate(map(len, ids), initial=0))
+            items = release.item_rows(list(itertools.chain.from_iterable(ids)))
+            await share.leave()
+            found = []
+            for place, (key, record) in enumerate(outdated):
+                of_journal = items[ends[place] : ends[place + 1]]
+                rebuilt = fold.rebuilt_from(record, _at(release, rows, key), release, of_journal)
+                found.append((key, record.revision, rebuilt))
+                await share.leave()
+            folded = await fold_closed(
+                self._models, release, [record for _, _, record in found], now_us
+            )
+            share.resume()
+            for (key, base, _), record in zip(found, folded, strict=True):
                 encoded = encode(release.storable(record))
                 file.write(_STAGED.pack(key, base, len(encoded)) + encoded)
-            self._metrics.rebuilds.inc(len(records))
-            count += len(records)
+                await share.leave()
+            self._metrics.rebuilds.inc(len(folded))
+            count += len(folded)
         return count
 
-    async def _active(self, release: ServingRelease, since_us: int) -> list[bytes]:
+    async def _active(
+        self, release: ServingRelease, since_us: int, share: LoopShare
+    ) -> list[bytes]:
         active: list[bytes] = []
         after = b""
         while True:
             keys, after = await asyncio.to_thread(self._store.scan, after, _SLICE)
             stored = await asyncio.to_thread(self._store.get_many, keys)
-            active += [
-                key
-                for key, record in zip(keys, stored, strict=True)
-                if record is not None
-                and record.release != release.number
-                and len(record.journal)
-                and record.journal.timestamps_us[-1] >= since_us
-            ]
+            share.resume()
+            for key, record in zip(keys, stored, strict=True):
+                if (
+                    record is not None
+                    and record.release != release.number
+                    and len(record.journal)
+                    and record.journal.timestamps_us[-1] >= since_us
+                ):
+                    active.append(key)
+                await share.leave()
             if not after:
                 return active
-            await asyncio.sleep(0)
 
-    async def _snapshot_rows(self, release: ServingRelease, keys: set[bytes]) -> dict[bytes, int]:
+    async def _snapshot_rows(
+        self, release: ServingRelease, keys: set[bytes], share: LoopShare
+    ) -> dict[bytes, int]:
         rows: dict[bytes, int] = {}
         users = release.snapshot.users
         for first in range(0, len(users), _SLICE):
@@ -183,7 +209,7 @@ class Warmer:
                 key = user_key(user_id)
                 if key in keys:
                     rows[key] = row
-            await asyncio.sleep(0)
+            await share.leave()
         return rows
 
 

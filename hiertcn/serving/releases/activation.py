@@ -11,6 +11,7 @@ no call; a Triton that came back without its models gets them loaded again.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -189,7 +190,9 @@ class Activation:
             if len(release.overlay):
                 await self._blocking(release.recount_live)
             if flip:
-                await self._blocking(self._repository.activate, number)
+                # Its checksums were compared above.
+                point = functools.partial(self._repository.activate, number, checksums=False)
+                await self._blocking(point)
             while not self._upserts.is_complete(release):
                 await self._upserts.bring_up(release)
         except HiertcnError:
