@@ -106,7 +106,8 @@ def train_item_encoder(
         most=options.max_validation_edges,
         seed=options.seed,
     )
-    if csr.items <= options.spectral_start_items and not encoder.per_item_parameters & set(taken):
+    fresh = encoder.per_item_parameters - set(taken)
+    if fresh and csr.items <= options.spectral_start_items:
         encoder.start_id_vectors(
             spectral_vectors(held.training, encoder.config.hidden, seed=options.seed)
         )

@@ -37,7 +37,8 @@ class ItemEncoderOptions:
         weight_power: pairs are drawn in proportion to edge weight to this power.
         spectral_start_items: most items of a graph whose id vectors start from its decomposition
             (``item_spectral_start``) where there is no earlier encoder to start from; in larger
-            graphs, or with 0, they start at random.
+            graphs, or with 0, they start at random. 500,000 items with 50 neighbors take a minute
+            and 2.2 GB.
         id_dropout: share of a step's items that are encoded without their id vectors, as an item
             added between builds is.
         neighborhood_dropout: share of a step's items that are encoded without their neighbors,
@@ -65,7 +66,7 @@ class ItemEncoderOptions:
     temperature: float = 0.1
     margin: float = 0.3
     weight_power: float = 1.0
-    spectral_start_items: int = 2_000_000
+    spectral_start_items: int = 500_000
     id_dropout: float = 0.1
     neighborhood_dropout: float = 0.05
     patience: int = 3
