@@ -15,12 +15,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from onnx import numpy_helper
 
 from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbor_building import build_neighbor_index
 from hiertcn.items.table import ItemTable
 from hiertcn.serving.records.snapshot import NEVER_US, StateSnapshot
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 ITEMS, USERS = 30, 5
 GAP_US = 1_800_000_000

@@ -36,7 +36,7 @@ def nested(store):
     return users
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(nested_users(), st.integers(0, 1000))
 def test_a_part_holds_the_kept_sessions_with_what_was_shown(users, seed):
     store = store_of(users)

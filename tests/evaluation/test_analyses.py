@@ -30,7 +30,7 @@ def interval_of(bin_text):
     return int(low), int(high or low)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(nested_users(), st.integers(0, 1000))
 def test_counted_quantities_equal_the_slow_reference(users, seed):
     store = store_of(users)

@@ -26,7 +26,7 @@ def slow_resamples(values, users, resamples, seed):
     return np.array(found)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 40), st.integers(2, 9), st.integers(0, 1000))
 def test_intervals_of_every_metric_equal_the_slow_reference(count, users_most, seed):
     rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ def slow_evaluation(users, table, known_items, source):
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     nested_users(items=ITEMS),
     st.integers(0, 10_000),
@@ -76,7 +76,6 @@ def test_evaluation_equals_the_slow_reference(users, seed, known_items, source):
         )
 
 
-@settings(deadline=None)
 @given(nested_users(items=ITEMS))
 def test_pool_is_the_set_of_what_was_shown_and_the_target(users):
     store = store_of(users)
@@ -157,7 +156,6 @@ def test_rankers_get_at_most_512_requests():
     assert ranker.largest_call == 512
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 500), max_size=2000), st.integers(1, 50_000))
 def test_slices_stay_within_the_budget(widths, budget):
     width = np.array(widths, dtype=np.int64)

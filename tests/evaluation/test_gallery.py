@@ -16,7 +16,7 @@ def names(rows):
     return [f"item {row}" for row in rows]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     npst.arrays(
         np.float32,

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,7 +36,6 @@ def slow_rank(scores, target, is_candidate, popularity=None):
     return rank
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_ranks_equal_the_slow_reference(data):
     batch, count = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 7))
@@ -53,7 +52,6 @@ def test_ranks_equal_the_slow_reference(data):
     assert target_ranks(scores, target, everything).tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_ties_are_broken_by_popularity_as_the_slow_reference_does(data):
     batch, count = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 7))
@@ -87,7 +85,6 @@ def slow_metrics(scores, target, pools):
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 8), st.integers(0, 10_000))
 def test_every_metric_equals_the_slow_reference_with_ties(batch, count, levels, seed):
     rng = np.random.default_rng(seed)

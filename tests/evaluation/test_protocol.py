@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
@@ -27,7 +27,6 @@ def rows_of(requests):
     return list(zip(*(getattr(requests, name).tolist() for name in columns), strict=True))
 
 
-@settings(deadline=None)
 @given(nested_users(), st.integers(0, 60), st.none() | st.integers(1, 60))
 def test_every_interaction_of_a_session_that_starts_in_the_range_is_asked(users, start, length):
     end = None if length is None else start + length
@@ -35,7 +34,6 @@ def test_every_interaction_of_a_session_that_starts_in_the_range_is_asked(users,
     assert rows_of(requests) == slow_requests(users, start, end)
 
 
-@settings(deadline=None)
 @given(nested_users())
 def test_input_is_what_the_user_did_before(users):
     store = store_of(users)
@@ -78,7 +76,6 @@ def test_sample_is_uniform_ordered_and_decided_by_the_seed():
     assert picked.max() < 140
 
 
-@settings(deadline=None)
 @given(nested_users(), st.lists(st.integers(0, 4), max_size=6), st.integers(0, 40))
 def test_only_the_given_users_are_asked_about(users, chosen, start):
     chosen = [user for user in chosen if user < len(users)]

@@ -45,7 +45,7 @@ def slow_ranks(users, table, known_items, source, ties, mask, popularity):
     return ranks
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     nested_users(items=ITEMS),
     st.integers(0, 10_000),
@@ -69,7 +69,7 @@ def test_ranks_equal_the_slow_reference(users, seed, known_items, source, ties, 
         assert ranking.ranks[index].tolist() == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(nested_users(items=ITEMS), st.integers(1, ITEMS - 1), st.integers(0, 100))
 def test_a_sample_is_the_target_and_others_drawn_without_replacement(users, size, seed):
     store = store_of(users, items=ITEMS)

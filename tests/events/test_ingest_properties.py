@@ -34,7 +34,7 @@ _LIMITS = st.fixed_dictionaries(
         "repeat_filters": st.booleans(),
     }
 )
-_EFFORT = settings(max_examples=10, deadline=None)
+_EFFORT = settings(max_examples=10)
 
 
 def _ingest(rows, folder: Path, **options) -> IngestSummary | None:

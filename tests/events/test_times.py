@@ -26,7 +26,7 @@ def _read(numbers, unit):
     return connection.execute(query).fetchall()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     unit=st.sampled_from(sorted(_PER_SECOND)),
     seconds=st.lists(st.integers(631_152_000, _NOW_S), min_size=1, max_size=5),

@@ -18,7 +18,7 @@ def _model(seed: int, blocks: int = 2, kernel: int = 3) -> HierTCN:
     return HierTCN(config).eval()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
     blocks=st.integers(1, 4),

@@ -73,7 +73,7 @@ def reference(log, window_s, max_followers):
     return dict(counts)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(log=logs, data=st.data())
 def test_edges_equal_the_reference_whatever_the_rows_order_or_chunks(log, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")

@@ -110,9 +110,7 @@ def columns_and_conditions(draw):
     return pa.array(held, type_), held, condition
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(columns_and_conditions(), st.randoms(use_true_random=False))
 def test_what_passes_is_what_the_rules_say(tmp_path, index, case, random) -> None:
     array, held, condition = case

@@ -433,9 +433,7 @@ def test_a_new_item_is_encoded_alone(tmp_path: Path, index: IdIndex) -> None:
     np.testing.assert_allclose(values[0], matrix.values[7], atol=1e-6)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     titles=st.lists(st.none() | st.text(max_size=30), min_size=12, max_size=12),
     tags=st.lists(

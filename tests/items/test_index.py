@@ -18,7 +18,7 @@ from hiertcn.items.texts import Texts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PER_EXAMPLE_FOLDER = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -69,7 +69,6 @@ def test_takes_every_arrow_form_of_text(
 
 
 @given(strings=st.lists(TEXT), seed=st.integers(0, 2**64 - 1))
-@settings(deadline=None)
 def test_hash_is_xxh64(strings: list[str], seed: int) -> None:
     reference = pytest.importorskip("xxhash")
     found = xxh64(pa.array(strings, pa.large_string()), seed)

@@ -65,16 +65,13 @@ def test_gather_agrees_with_numpy(
         elements=st.floats(allow_nan=False, allow_infinity=False, width=16),
     )
 )
-@settings(deadline=None)
 def test_widening_half_precision_is_exact(vectors: np.ndarray) -> None:
     out = np.empty(vectors.shape, np.float32)
     assert gather_rows(vectors, np.arange(len(vectors)), out) == -1
     assert np.array_equal(out, vectors.astype(np.float32))
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dim=st.integers(1, 3000), items=st.integers(1, 60))
 def test_alignment_holds_for_every_size(tmp_path: Path, dim: int, items: int) -> None:
     table = ItemTable.write(tmp_path / "table", some_vectors(items, dim), "float32")

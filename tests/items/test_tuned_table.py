@@ -15,9 +15,7 @@ from hiertcn.items.tuned_table import pass_table_on, write_tuned_table
 NUMBERS = st.floats(-4, 4, width=16)
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     vectors=npst.arrays(
         np.float32, st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 5)), elements=NUMBERS

@@ -122,7 +122,7 @@ def make(request):
     return RANKERS[request.param]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(users=LOGS, seed=st.integers(0, 1 << 30))
 @pytest.mark.parametrize("name", RANKERS)
 def test_nothing_later_than_the_request_is_seen(name, users, seed):
@@ -145,7 +145,7 @@ def test_nothing_later_than_the_request_is_seen(name, users, seed):
     np.testing.assert_array_equal(before, after)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(users=LOGS)
 @pytest.mark.parametrize("name", RANKERS)
 def test_scores_do_not_depend_on_the_batch_or_on_how_they_are_asked(name, users):

@@ -62,7 +62,7 @@ def aged(rows):
     return [(row, age) for age, row in enumerate(reversed(rows)) if row < ITEMS]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(users=LOGS, hours=st.integers(1, 50))
 def test_popularity_of_all_time_and_of_the_last_hours(users, hours):
     store = log_of(users)
@@ -79,7 +79,7 @@ def test_popularity_of_all_time_and_of_the_last_hours(users, hours):
     check(ranker, store, TRAINING, lambda *_: recent)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(users=LOGS, minutes=st.integers(1, 3000))
 def test_live_popularity_counts_everybody_in_the_window_before(users, minutes):
     store = log_of(users)
@@ -92,7 +92,7 @@ def test_live_popularity_counts_everybody_in_the_window_before(users, minutes):
     check(LivePopularity(store, ITEMS, window_us=window), store, TRAINING, reference)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(users=LOGS)
 def test_personal_popularity_counts_then_prefers_the_recent(users):
     store = log_of(users)
@@ -105,7 +105,7 @@ def test_personal_popularity_counts_then_prefers_the_recent(users):
     check(PersonalPopularity(store, ITEMS), store, TRAINING, reference)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     users=LOGS,
     training=LOGS,
@@ -137,7 +137,7 @@ def test_markov_sums_shares_of_what_followed(users, training, steps, last, acros
     check(ranker, store, training, reference)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     users=LOGS,
     training=LOGS,
@@ -224,7 +224,7 @@ NEAR = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     users=LOGS,
     training=LOGS,
@@ -272,7 +272,7 @@ def test_vsknn_scores_by_weighted_overlap(users, training, near, weighting, weig
     check(ranker, store, training, reference)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(users=LOGS, training=LOGS, near=NEAR, closeness=st.sampled_from([None, 1.5]))
 def test_stan_and_vstan_add_positions_and_times(users, training, near, closeness):
     store, training = log_of(users), log_of([*training, [[(0, 1), (1, 1)]]])
@@ -292,7 +292,7 @@ def test_stan_and_vstan_add_positions_and_times(users, training, near, closeness
     check(VSTAN(store, ITEMS, **own, found_by=2.0, idf=3.0), store, training, reference)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(users=LOGS, decay=st.sampled_from([1.0, 0.8]))
 def test_reminder_adds_the_earlier_sessions(users, decay):
     store = log_of(users)

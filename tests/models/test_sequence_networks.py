@@ -227,7 +227,7 @@ def test_a_flat_network_refuses_a_store_it_was_not_told_of(log):
         network(to_tensors(batch, as_vectors(table)), network.initial_state(2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=4),
     st.integers(0, 40),

@@ -165,7 +165,7 @@ def test_hrnn_is_two_loops(vectors, feeds):
     torch.testing.assert_close(u, torch.stack(expected), **CLOSE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(histories, st.integers(1, 6), st.integers(1, 4), st.integers(1, ITEMS), st.data())
 def test_windows_of_requests_hold_what_a_walk_over_the_history_gives(
     users, piece, context, known, data

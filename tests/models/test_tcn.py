@@ -24,7 +24,7 @@ def tcn_padded(tcn, x):
     return x
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(0, 25), min_size=1, max_size=5),
     kernel=st.integers(1, 5),
@@ -74,7 +74,7 @@ def test_receptive_field_is_exact(kernel, dilations, field):
     assert int(touched[0]) == len(x) - field and len(touched) == field
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(0, 25), min_size=1, max_size=5),
     norm_steps=st.sampled_from([0, 4]),

@@ -91,9 +91,7 @@ def _logs(draw: st.DrawFn) -> Users:
     return users
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(users=_logs(), batch=st.integers(1, 5), gather=st.integers(1, 6), history=st.integers(1, 8))
 def test_backfill_equals_a_plain_loop(
     exported_model, tmp_path_factory, monkeypatch, users: Users, batch: int, gather: int, history

@@ -78,7 +78,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(arrivals)
 def test_any_order_of_arrival_and_any_touches_give_the_fold_of_what_was_not_late(found):
     source, record, kept, now_us = Source(), None, [], 0
@@ -95,7 +95,7 @@ def test_any_order_of_arrival_and_any_touches_give_the_fold_of_what_was_not_late
     assert cut.open_rows.tolist() == opened
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals)
 def test_rebuilding_gives_the_state_that_was_kept(found):
     source, record, now_us = Source(), None, 0
@@ -138,7 +138,7 @@ def test_another_release_starts_from_its_snapshot_and_the_journal_after_its_wate
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals, st.integers(0, 8), st.integers(1, 12))
 def test_the_history_is_the_newest_of_snapshot_and_journal_in_time_order(found, before, most):
     snapshot = UserSnapshot(

@@ -61,7 +61,7 @@ def _filled(parts, batches, rng) -> tuple[ItemOverlay, list[str], np.ndarray]:
     return overlay, ids, np.array(vectors)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batches=BATCHES, seed=st.integers(0, 2**16), k=st.integers(1, 30))
 def test_it_equals_a_catalogue_that_knows_the_items(parts, batches, seed, k):
     rng = np.random.default_rng(seed)

@@ -39,7 +39,6 @@ def whole(received):
     return message
 
 
-@settings(deadline=None)
 @given(message=messages())
 def test_every_message_arrives_whole(message):
     received = received_recommend(message.SerializeToString())
@@ -48,7 +47,6 @@ def test_every_message_arrives_whole(message):
     assert (received.candidates is not None) == (bool(message.candidates) and ordinary)
 
 
-@settings(deadline=None)
 @given(parts=st.lists(messages(), max_size=3), unknown=st.binary(max_size=12))
 def test_scattered_and_unknown_fields_are_read_as_protobuf_reads_them(parts, unknown):
     # Field 100, length-delimited, then the fields again: the last one counts, lists go on.
@@ -57,7 +55,7 @@ def test_scattered_and_unknown_fields_are_read_as_protobuf_reads_them(parts, unk
     assert whole(received_recommend(data)) == pb.RecommendRequest.FromString(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.one_of(st.binary(max_size=40), messages().map(lambda one: one.SerializeToString())))
 def test_what_protobuf_refuses_is_refused(data):
     for cut in (data, data[:-1], b"\x1a\xff\xff\xff\xff\x7f" + data):
@@ -79,7 +77,6 @@ def test_candidates_that_break_a_rule_are_left_for_the_checks(candidates):
     assert received.message == message
 
 
-@settings(deadline=None)
 @given(lists=st.lists(st.lists(st.integers(-1, 300), max_size=80), min_size=1, max_size=4))
 def test_repeats_are_dropped_within_a_request_only(lists):
     rows = np.array([row for one in lists for row in one], np.int64)

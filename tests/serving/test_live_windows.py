@@ -48,7 +48,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps, st.integers(1, 7))
 def test_windows_equal_a_recount_after_every_arrival(found, chunk):
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def test_windows_equal_a_recount_after_every_arrival(found, chunk):
             np.testing.assert_array_equal(live.at(asked_us).counts, afresh.at(asked_us).counts)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(items, near), max_size=30), st.data())
 def test_the_releases_own_counts_and_what_came_after_add_up(found, data):
     """Wherever the watermark cuts a log, also inside a minute."""

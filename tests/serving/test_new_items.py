@@ -62,7 +62,7 @@ def test_an_entry_is_read_as_it_was_written(name, attributes, neighbors):
     assert (found.neighbors, found.weights) == (neighbors, given_item.weights)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True)

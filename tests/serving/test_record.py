@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hiertcn.serving.records.record import (
@@ -57,14 +57,12 @@ def assert_same(one: UserRecord, other: UserRecord) -> None:
     assert one.journal.item_ids == other.journal.item_ids
 
 
-@settings(deadline=None)
 @given(entries)
 def test_a_record_survives_its_encoding(found):
     record = make_record(found)
     assert_same(decode(encode(record)), record)
 
 
-@settings(deadline=None)
 @given(entries)
 def test_a_journal_is_sorted_by_time_then_arrival(found):
     journal = make_record(found).journal
@@ -75,7 +73,6 @@ def test_a_journal_is_sorted_by_time_then_arrival(found):
     assert journal.late.tolist() == [entry[3] for entry in expected]
 
 
-@settings(deadline=None)
 @given(entries, st.integers(0, 20))
 def test_dropping_the_oldest_keeps_the_rest(found, count):
     journal = make_record(found).journal
@@ -91,7 +88,6 @@ def test_contains_looks_for_item_and_time_or_key():
     assert journal.contains("d", 99, 2)
 
 
-@settings(deadline=None)
 @given(entries, st.data())
 def test_any_flipped_bit_is_noticed(found, data):
     stored = bytearray(encode(make_record(found)))
@@ -101,7 +97,6 @@ def test_any_flipped_bit_is_noticed(found, data):
         decode(bytes(stored))
 
 
-@settings(deadline=None)
 @given(entries, st.data())
 def test_any_cut_is_noticed(found, data):
     stored = encode(make_record(found))

@@ -29,7 +29,7 @@ def _arrays(users: int, remembered: list[int], dtype: Any = np.float32) -> dict[
     }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(remembered=st.lists(st.integers(0, 3), max_size=20), half=st.booleans())
 def test_lookup_returns_what_was_written(
     tmp_path_factory, remembered: list[int], half: bool

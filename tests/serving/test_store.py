@@ -122,7 +122,6 @@ def test_many_records_are_read_written_and_scanned(open_store):
 
 @settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

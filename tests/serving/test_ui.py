@@ -268,9 +268,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=_JSON | st.dictionaries(st.sampled_from(["user_id", "item_id", "event_type"]), _JSON),
     query=st.dictionaries(st.sampled_from(["id", "k", "seen"]), st.text(max_size=30)),

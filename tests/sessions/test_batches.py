@@ -42,7 +42,7 @@ def store_of(users: Users, tmp_path=None) -> SessionStore:
 logs = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     users=logs,
     lanes=st.integers(1, 5),
@@ -127,7 +127,7 @@ def test_laws_of_the_generator(users, lanes, per_step, max_length, context, days
     assert sorted(targets) == expected and batches.interactions == len(expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(users=logs, seed=st.integers(0, 9), first=st.integers(0, 5))
 def test_an_epoch_is_fixed_by_seed_and_number_and_can_be_entered_anywhere(users, seed, first):
     def batches():
@@ -155,7 +155,7 @@ def test_users_join_the_lane_with_the_fewest_sessions():
         held[lane] += len(users[user])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     users=logs,
     lanes=st.integers(1, 6),
@@ -201,7 +201,7 @@ def test_ranks_share_what_one_process_sees_at_each_step(users, lanes, ranks, per
         assert sorted(seen) == sorted(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(users=logs, lanes=st.integers(1, 5))
 def test_lanes_are_balanced_to_one_user(users, lanes):
     batches = SessionBatches(store_of(users), lanes=lanes, sessions_per_step=1)

@@ -91,9 +91,7 @@ def test_impressions_keep_their_interaction_and_drop_unknown_items(tmp_path):
     assert rows.tolist() == [1, 0, 0, 1] and counts.tolist() == [2, 2]
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     log=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 400)),

@@ -51,7 +51,7 @@ def reference_transitions(users, options):
     return weights
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(users=USERS, reach=st.integers(1, 4), most=st.integers(1, 6))
 def test_transitions_equal_counting_by_hand(stores, users, reach, most):
     options = TransitionOptions(reach=reach, decay=0.5, most=most)
@@ -138,7 +138,7 @@ def reference_features(past, running, table):
     return features
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(users=USERS)
 def test_memory_equals_its_definition(stores, users):
     store = stores(users)
@@ -157,7 +157,7 @@ def test_memory_equals_its_definition(stores, users):
                 request += 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(users=USERS, seed=st.integers(0, 100))
 def test_asked_items_have_the_catalogues_features_and_support_is_complete(stores, users, seed):
     store = stores(users)
@@ -210,7 +210,7 @@ def test_unknown_rows_keep_their_place_only():
     np.testing.assert_array_equal(found[3], [1.0, 0.0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     times=st.lists(st.integers(0, 900 * 60), min_size=1, max_size=40),
     asked=st.lists(st.integers(0, 1000 * 60), min_size=1, max_size=10),
