@@ -10,7 +10,6 @@ the latencies of the two, as they were before the call, and until the last activ
 
 import argparse
 import json
-import shutil
 import tempfile
 import threading
 import time
@@ -18,8 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_load import Load, load_parser, prepared_release
-from benchmarks.serving_load_release import publish_release
+from benchmarks.serving_load import Load, add_release, load_parser, prepared_release
 from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import RecommenderClient
@@ -56,21 +54,8 @@ def main() -> None:
 
 def _two_releases(root: Path, arguments: argparse.Namespace) -> tuple[int, int]:
     repository = ReleaseRepository(root)
-    first = repository.numbers()[-1]
     if len(repository.numbers()) == 1:
-        parts = arguments.folder / "parts"
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        publish_release(
-            root,
-            parts,
-            date="2026-01-02",
-            items=arguments.items,
-            users=arguments.users,
-            with_terms=not arguments.without_terms,
-            seed=1,
-        )
-        shutil.rmtree(parts)
+        add_release(root, arguments, date="2026-01-02", seed=1)
     first, second = sorted(repository.numbers())
     repository.activate(first)
     return first, second

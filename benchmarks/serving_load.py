@@ -97,20 +97,25 @@ def prepared_release(folder: Path, arguments: argparse.Namespace) -> Path:
     kind = "plain" if arguments.without_terms else "terms"
     root = folder / f"{kind}-{arguments.items}-{arguments.users}"
     if ReleaseRepository(root).current() is None:
-        parts = folder / "parts"
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        publish_release(
-            root,
-            parts,
-            date="2026-01-01",
-            items=arguments.items,
-            users=arguments.users,
-            with_terms=not arguments.without_terms,
-            seed=0,
-        )
-        shutil.rmtree(parts)
+        add_release(root, arguments, date="2026-01-01", seed=0)
     return root
+
+
+def add_release(root: Path, arguments: argparse.Namespace, *, date: str, seed: int) -> None:
+    """Publish and activate a release of random contents, of the sizes asked for."""
+    parts = root.parent / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    publish_release(
+        root,
+        parts,
+        date=date,
+        items=arguments.items,
+        users=arguments.users,
+        with_terms=not arguments.without_terms,
+        seed=seed,
+    )
+    shutil.rmtree(parts)
 
 
 def load_parser(description: str | None) -> argparse.ArgumentParser:

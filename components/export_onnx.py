@@ -48,11 +48,11 @@ def export_onnx(
 
         trained = load_hiertcn(Path(model.path))
         gru_step, start_state = GruStep(trained).eval(), trained.start_state.detach().numpy()
-        table = ItemTable.open(Path(item_table.path))
-        open_sessions = None
+        int8 = None
         if serving_precision == "int8":
             store = SessionStore.open(Path(sessions.path))
-            open_sessions = draw_open_sessions(store, table, gru_step, start_state, seed=seed)
+            table = ItemTable.open(Path(item_table.path))
+            int8 = draw_open_sessions(store, table, gru_step, start_state, seed=seed), table
         export_serving_models(
             TcnCone(trained).eval(),
             gru_step,
@@ -61,7 +61,6 @@ def export_onnx(
             item_dim=trained.config.item_dim,
             terms=trained.terms,
             item_encoder=NewItemEncoder(load_graphsage(Path(item_encoder.path))).eval(),
-            int8_sessions=open_sessions,
-            int8_table=table,
+            int8=int8,
         )
     return running.lineage

@@ -7,7 +7,6 @@ runs once a session, and its errors would add up in the stored states.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,54 +17,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
+from hiertcn.export.open_sessions import OpenSessions
 from hiertcn.export.session import open_session
-from hiertcn.export.tensors import SESSION_ITEMS, SESSION_LENGTH, USER_STATE
 from hiertcn.files import whole_file
+from hiertcn.items.exact_search import best_items
 from hiertcn.items.table import ItemTable
 
 AGREEMENT: Final = 0.99
 TOP: Final = 20
 
-_BATCH: Final = 64
-_ITEMS_PER_CHUNK: Final = 1 << 16
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class OpenSessions:
-    """Open sessions of real users, as the TCN takes them.
-
-    Attributes:
-        session_items: float32 [n, length, dim], newest first.
-        session_length: int32 [n, 1].
-        user_state: float32 [n, hidden].
-    """
-
-    session_items: NDArray[np.float32]
-    session_length: NDArray[np.int32]
-    user_state: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.session_length)
-
-    def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Feeds of at most 64 sessions."""
-        for first in range(0, len(self), _BATCH):
-            part = slice(first, first + _BATCH)
-            yield {
-                SESSION_ITEMS.name: self.session_items[part],
-                SESSION_LENGTH.name: self.session_length[part],
-                USER_STATE.name: self.user_state[part],
-            }
-
-    def halves(self) -> tuple["OpenSessions", "OpenSessions"]:
-        """Every second one, and the others."""
-        parts = [
-            OpenSessions(self.session_items[n::2], self.session_length[n::2], self.user_state[n::2])
-            for n in (0, 1)
-        ]
-        return parts[0], parts[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,23 +107,8 @@ def top_agreement(
         top: items compared; fewer where the catalogue has fewer.
     """
     top = min(top, len(table))
-    best = [_best(embeddings, table, top) for embeddings in (expected, found)]
+    best = [best_items(table, embeddings, top)[0] for embeddings in (expected, found)]
     return float(np.mean([len(np.intersect1d(*rows)) / top for rows in zip(*best, strict=True)]))
-
-
-def _best(embeddings: NDArray[np.float32], table: ItemTable, top: int) -> NDArray[np.int64]:
-    """Rows of the best items, int64 [n, top], in any order."""
-    scores = np.empty((len(embeddings), 0), np.float32)
-    rows = np.empty((len(embeddings), 0), np.int64)
-    for first in range(0, len(table), _ITEMS_PER_CHUNK):
-        vectors = np.asarray(table.vectors[first : first + _ITEMS_PER_CHUNK], np.float32)
-        here = np.arange(first, first + len(vectors))
-        scores = np.concatenate([scores, embeddings @ vectors.T], axis=1)
-        rows = np.concatenate([rows, np.broadcast_to(here, (len(embeddings), len(here)))], axis=1)
-        kept = np.argpartition(-scores, min(top, scores.shape[1]) - 1, axis=1)[:, :top]
-        scores = np.take_along_axis(scores, kept, axis=1)
-        rows = np.take_along_axis(rows, kept, axis=1)
-    return rows
 
 
 def _embeddings(session: ort.InferenceSession, sessions: OpenSessions) -> NDArray[np.float32]:

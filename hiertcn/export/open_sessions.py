@@ -1,18 +1,57 @@
 """Open sessions drawn from a session store, for whoever judges an exported model on real input."""
 
-from typing import Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hiertcn.export.int8 import OpenSessions
+from hiertcn.export.tensors import SESSION_ITEMS, SESSION_LENGTH, USER_STATE
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.store import SessionStore
 
 _MOST_ITEMS: Final = 32
 _MOST_PAST: Final = 8
+_BATCH: Final = 64
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSessions:
+    """Open sessions of real users, as the TCN takes them.
+
+    Attributes:
+        session_items: float32 [n, length, dim], newest first.
+        session_length: int32 [n, 1].
+        user_state: float32 [n, hidden].
+    """
+
+    session_items: NDArray[np.float32]
+    session_length: NDArray[np.int32]
+    user_state: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.session_length)
+
+    def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Feeds of at most 64 sessions."""
+        for first in range(0, len(self), _BATCH):
+            part = slice(first, first + _BATCH)
+            yield {
+                SESSION_ITEMS.name: self.session_items[part],
+                SESSION_LENGTH.name: self.session_length[part],
+                USER_STATE.name: self.user_state[part],
+            }
+
+    def halves(self) -> tuple["OpenSessions", "OpenSessions"]:
+        """Every second one, and the others."""
+        parts = [
+            OpenSessions(self.session_items[n::2], self.session_length[n::2], self.user_state[n::2])
+            for n in (0, 1)
+        ]
+        return parts[0], parts[1]
 
 
 def draw_open_sessions(

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hiertcn.errors import InputError
-from hiertcn.export.int8 import OpenSessions, quantize_tcn
+from hiertcn.export.int8 import quantize_tcn
 from hiertcn.export.onnx import export_model
+from hiertcn.export.open_sessions import OpenSessions
 from hiertcn.export.parity import ParityProof, prove_parity
 from hiertcn.export.scoring_terms import export_terms
 from hiertcn.export.tensors import (
@@ -59,8 +60,7 @@ def export_serving_models(
     item_dim: int,
     terms: nn.Module | None = None,
     item_encoder: nn.Module | None = None,
-    int8_sessions: OpenSessions | None = None,
-    int8_table: ItemTable | None = None,
+    int8: tuple[OpenSessions, ItemTable] | None = None,
     seed: int = 0,
 ) -> dict[str, ParityProof]:
     """Write the folder above to ``output``, whole or not at all; return the proofs by model.
@@ -74,8 +74,8 @@ def export_serving_models(
         terms: ``models.scoring_terms.ScoringTerms`` of a model that has them.
         item_encoder: ``models.item_encoder_serving.NewItemEncoder``, which embeds items that come
             after the release.
-        int8_sessions: quantize the TCN on these if it then ranks ``int8_table`` as before.
-        int8_table: the item table that serves.
+        int8: sessions to quantize the TCN on if it then ranks the item table as before; None
+            leaves it float32.
         seed: of the random inputs that the proof uses.
 
     Raises:
@@ -113,9 +113,9 @@ def export_serving_models(
             proofs[name] = prove_parity(module, path, cases)
         np.save(aside / "start_state.npy", start_state)
         report = _report(proofs)
-        if int8_sessions is not None and int8_table is not None:
+        if int8 is not None:
             # After the proof against torch, which int8 need not pass.
-            proof = quantize_tcn(aside / TCN / "model.onnx", int8_sessions, int8_table)
+            proof = quantize_tcn(aside / TCN / "model.onnx", *int8)
             report["int8"] = proof.to_dict()
         if terms is not None:
             report["scoring_terms"] = {"max_error": export_terms(terms, aside / TERMS_FILE)}

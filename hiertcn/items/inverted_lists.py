@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
+from hiertcn.items.exact_search import best_items
 from hiertcn.items.reranking import VectorKind, flat_int8, is_int8, quantizer_type, search_index
 from hiertcn.items.table import ItemTable
 
@@ -126,15 +127,7 @@ def least_exact_scores(
     table: ItemTable, queries: NDArray[np.float32], k: int
 ) -> NDArray[np.float32]:
     """Return the score of the ``k``-th best item of each query, float32 [n], by exact search."""
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    for start in range(0, len(table), _CHUNK_ROWS):
-        rows = np.arange(start, min(start + _CHUNK_ROWS, len(table)))
-        scores, _ = faiss.knn(
-            queries, table.gather(rows), min(k, len(rows)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        both = np.concatenate([best, scores], axis=1)
-        best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
-    least: NDArray[np.float32] = best.min(axis=1)
+    least: NDArray[np.float32] = best_items(table, queries, k)[1].min(axis=1)
     return least
 
 

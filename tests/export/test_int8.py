@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
 from hiertcn.export import int8
-from hiertcn.export.int8 import OpenSessions, quantize_tcn, top_agreement
-from hiertcn.export.open_sessions import draw_open_sessions
+from hiertcn.export.int8 import quantize_tcn, top_agreement
+from hiertcn.export.open_sessions import OpenSessions, draw_open_sessions
 from hiertcn.export.session import open_session
 from hiertcn.export.tensors import SESSION_ITEMS, SESSION_LENGTH, USER_STATE
 from hiertcn.items.table import ItemTable
