@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.protocol_data import CASES, Phase, ProtocolCase, load_case
 from benchmarks.protocol_ranks import metrics, rank
+from benchmarks.protocol_vectors import ITEM_VECTORS, Start, first_vectors
 from hiertcn.files import write_json
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions import live_counts, memory
@@ -41,10 +41,11 @@ _END_OF_TIME_US: Final = 1 << 62
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A network, how it is trained, and whether counting is mixed in."""
+    """A network, how it is trained, where its item vectors start, and which terms are mixed in."""
 
     config: HierTCNConfig
     options: TrainOptions
+    start: Start = "graph"
     terms: tuple[str, ...] = ()
 
 
@@ -56,7 +57,6 @@ def settings(case: str, epochs: int) -> dict[str, Setting]:
     paper = HierTCNConfig(item_dim=129)
     retail = case.startswith("online_retail")
     options = TrainOptions(
-        item_vectors="learned",
         lanes=4 if retail else 64,
         learning_rate=3e-3,
         schedule="cosine",
@@ -67,6 +67,7 @@ def settings(case: str, epochs: int) -> dict[str, Setting]:
     )
     return {
         "HierTCN (paper's sizes)": Setting(config=paper, options=options),
+        "HierTCN (vectors from random)": Setting(config=learned, options=options, start="random"),
         "HierTCN": Setting(config=learned, options=options),
         "HierTCN best": Setting(config=learned, options=options, terms=FEATURES),
         "HierTCN + memory": Setting(config=learned, options=options, terms=memory.FEATURES),
@@ -134,23 +135,24 @@ class _Row:
         """Train without terms, or read what another row with the same network trained."""
         config = self._setting.config
         shape = f"{config.item_dim}-{config.filters}-{config.kernel}-{config.gru_layers}"
-        epochs = self._setting.options.max_epochs
-        folder = self._output / "models" / f"{case.name}-{case.phase}-{shape}-{epochs}-{self._seed}"
+        how = f"{self._setting.start}-{self._setting.options.max_epochs}-{self._seed}"
+        folder = self._output / "models" / f"{case.name}-{case.phase}-{shape}-{how}"
         torch.manual_seed(self._seed)
         model = HierTCN(config)
         if not (folder / "summary.json").exists():
-            start = ItemTable.write(
-                folder / "start",
-                _prior_only(case, config.item_dim),
-                "float32",
+            options = dataclasses.replace(
+                self._setting.options,
+                seed=self._seed,
+                item_vectors=ITEM_VECTORS[self._setting.start],
             )
+            vectors = first_vectors(case, config.item_dim, self._setting.start, self._seed)
             summary = train_hiertcn(
                 model,
                 case.fit,
-                start,
+                ItemTable.write(folder / "start", vectors, "float32"),
                 Split(validation_start_us=_END_OF_TIME_US, test_start_us=_END_OF_TIME_US),
                 folder,
-                dataclasses.replace(self._setting.options, seed=self._seed),
+                options,
             )
             write_json(folder / "summary.json", summary.to_dict())
         return (
@@ -187,13 +189,6 @@ class _Row:
         )
         assert fitted.terms is not None
         save_weights(fitted.terms, file)
-
-
-def _prior_only(case: ProtocolCase, dim: int) -> NDArray[np.float32]:
-    """Return vectors of zeros but for the popularity prior, for all rows of the sessions."""
-    vectors = np.zeros((case.store.meta.items, dim), np.float32)
-    vectors[: case.items, -1] = np.log1p(case.popularity) / np.log1p(case.popularity.max())
-    return vectors
 
 
 def _transitions(case: ProtocolCase) -> TransitionTable:

@@ -28,9 +28,9 @@ from torch import nn
 
 from benchmarks.protocol_data import CASES, ProtocolCase, load_case
 from benchmarks.protocol_ranks import GROUPS, Mask, intervals, metrics, rank
+from benchmarks.protocol_vectors import ITEM_VECTORS, STARTS, Start, first_vectors
 from hiertcn.evaluation.protocol import Requests
 from hiertcn.files import read_json, write_json
-from hiertcn.items.prior import popularity_prior
 from hiertcn.items.table import ItemTable
 from hiertcn.sessions.batches import SessionBatches
 from hiertcn.sessions.split import Split
@@ -69,6 +69,7 @@ class Setting:
 
     config: NetworkConfig
     options: TrainOptions
+    start: Start = "graph"
     interactions_per_step: int = 380
 
     def changed(self, changes: Mapping[str, Any]) -> "Setting":
@@ -85,7 +86,6 @@ class Setting:
 
 
 _TRAIN: Final = TrainOptions(
-    item_vectors="learned",
     # At least every catalogue here, so the softmax is over all of it.
     random_negatives=20_000,
     sessions_per_step=4,
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument(
         "--max-seconds", type=float, default=0.0, help="of training a network; 0 for no limit"
     )
+    parser.add_argument("--start", choices=STARTS, default="graph", help="of the item vectors")
     parser.add_argument(
         "--set", action="append", default=[], help="config.FIELD=JSON or options.FIELD=JSON"
     )
@@ -151,7 +152,8 @@ def main() -> None:
         case = load_case(arguments.data, name, arguments.phase)
         rows = {}
         for network in arguments.network or SETTINGS:
-            setting = SETTINGS[network].changed(changes)
+            setting = dataclasses.replace(SETTINGS[network], start=arguments.start)
+            setting = setting.changed(changes)
             rows[network] = [
                 _row(case, network, setting, seed, arguments.output / name, arguments.max_seconds)
                 for seed in range(arguments.seeds)
@@ -167,7 +169,7 @@ def _row(
     output: Path,
     max_seconds: float,
 ) -> dict[str, Any]:
-    stem = f"{name}-{case.phase}-{seed}"
+    stem = f"{name}-{setting.start}-{case.phase}-{seed}"
     path = output / f"{stem}.json"
     if path.exists():
         stored: dict[str, Any] = read_json(path)
@@ -180,7 +182,11 @@ def _row(
     embedded = time.monotonic()
     ranks = {mask: rank(ranker, case, mask) for mask in MASKS}
     row = {
-        "setting": {"config": setting.config.to_dict(), "options": setting.options.to_dict()},
+        "setting": {
+            "config": setting.config.to_dict(),
+            "options": setting.options.to_dict(),
+            "start": setting.start,
+        },
         "training": facts,
         "embed_seconds": embedded - began,
         "rank_seconds": time.monotonic() - embedded,
@@ -224,14 +230,13 @@ def train(
     options = dataclasses.replace(
         setting.options,
         seed=seed,
+        item_vectors=ITEM_VECTORS[setting.start],
         validation_requests=0 if is_test else setting.options.validation_requests,
     )
     if not options.lanes:
         options = dataclasses.replace(options, lanes=_lanes(setting, store, limit))
-    counts = np.bincount(case.fit.item_rows, minlength=store.meta.items)
-    start = np.zeros((len(counts), setting.config.item_dim), np.float32)
-    start[:, -1] = popularity_prior(counts)
-    table = ItemTable.write(folder / "start", start, "float32")
+    first = first_vectors(case, setting.config.item_dim, setting.start, seed)
+    table = ItemTable.write(folder / "start", first, "float32")
 
     def run(name: str, options: TrainOptions) -> tuple[nn.Module, TrainSummary]:
         torch.manual_seed(seed)

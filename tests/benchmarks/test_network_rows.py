@@ -74,8 +74,8 @@ def test_a_row_is_trained_once_and_a_stopped_training_keeps_its_plan(cases, tmp_
         row = network_rows._row(case, "GRU", *arguments, max_seconds=0.0)
         expected = json.loads(json.dumps(row))
         assert network_rows._row(case, "GRU", *arguments, max_seconds=0.0) == expected
-        assert not (tmp_path / f"GRU-{case.phase}-0-training").exists()
-        ranks = np.load(tmp_path / f"GRU-{case.phase}-0-session.npy")
+        assert not (tmp_path / f"GRU-graph-{case.phase}-0-training").exists()
+        ranks = np.load(tmp_path / f"GRU-graph-{case.phase}-0-session.npy")
         assert ranks.shape == (len(case.requests),)
     assert row["training"]["validation_mrr"] == [0.0, 0.0]
     assert "GRU, xs" in capsys.readouterr().out
