@@ -31,6 +31,7 @@ _START = {
     "past_items": 2.0,
     SESSION_ITEMS: -2.0,
     "familiar_transitions": 3.0,
+    "live_transitions": 3.0,
     "live_15m": 4.0,
     "live_1h": 2.0,
     "live_6h": 1.0,

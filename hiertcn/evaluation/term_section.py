@@ -29,6 +29,7 @@ _TITLES: Final = {
     "own_transitions": "share of what followed them in the user's own past",
     "past_items": "share of the user's past sessions that have it",
     "familiar_transitions": "share of what follows, if the user had it before",
+    "live_transitions": "share of what everybody went on to just now",
     "live_15m": "share of the last 15 minutes' interactions",
     "live_1h": "share of the last hour's",
     "live_6h": "share of the last six hours'",
@@ -77,6 +78,7 @@ def _contexts() -> NDArray[np.float32]:
             sessions=np.zeros(total, np.int64),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             running=np.array([running for _, _, running in _REQUESTS]),
+            asked_us=np.zeros(len(lengths), np.int64),
         )
     )
 

@@ -56,6 +56,7 @@ ITEM_FEATURES: Final = "item_features"
 """Also the fitted encoding of item attributes."""
 
 _LIVE_COUNTS: Final = "live_counts"
+_LIVE_TRANSITIONS: Final = "live_transitions"
 _TRANSITIONS: Final = "transitions"
 
 
@@ -167,14 +168,13 @@ def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int
     """Hold live counts and scoring terms, where the release has them, against the catalogue."""
     live = parts["user_states"] / _LIVE_COUNTS
     if live.exists():
-        rows = np.load(live / "item_rows.npy", mmap_mode="r", allow_pickle=False)
         counted_us = int(read_json(live / "header.json")["watermark_us"])
         _agree("watermark of live_counts", counted_us, "that of user_states", watermark_us)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table):
-            raise ReleaseError(
-                f"{live} counts item row {int(rows.max())} but item_table has {len(table)} rows; "
-                "publish parts of one pipeline run"
-            )
+        _check_rows(live / "item_rows.npy", table)
+    followed = parts["user_states"] / _LIVE_TRANSITIONS
+    if followed.exists():
+        for name in ("left_rows", "followed_rows"):
+            _check_rows(followed / f"{name}.npy", table)
     if TERMS_FILE not in parts:
         return
     TermGate.open(parts[TERMS_FILE])
@@ -185,6 +185,15 @@ def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int
         raise ReleaseError(
             f"the transitions of user_states name item row {int(followers.max())} but item_table "
             f"has {len(table)} rows; publish parts of one pipeline run"
+        )
+
+
+def _check_rows(file: Path, table: ItemTable) -> None:
+    rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table):
+        raise ReleaseError(
+            f"{file} names item row {int(rows.max())} but item_table has {len(table)} rows; "
+            "publish parts of one pipeline run"
         )
 
 

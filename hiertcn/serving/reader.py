@@ -25,6 +25,7 @@ import grpc
 from hiertcn.errors import HiertcnError
 from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.live.last_items import LastItems
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.new_items.item_upserts import ItemUpserts
@@ -114,7 +115,14 @@ class Reader(Sidecar):
         await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, tail)
         activation = await self._activate(repository, control, inference, models, recent, upserts)
         release, bound = activation.current_with_bound()
-        await asyncio.to_thread(recent.fill, tail, tail.position, bound.oldest_watermark_us)
+        await asyncio.to_thread(
+            recent.fill,
+            tail,
+            tail.position,
+            bound.oldest_watermark_us,
+            gap_us=release.gap_us,
+            item_rows=release.item_rows,
+        )
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)
         engine = self._engine(activation, store, RemoteWriter(channel), models, upserts)
@@ -129,16 +137,20 @@ class Reader(Sidecar):
     async def _follow(
         self, tail: LogTail, store: RecordStore, recent: RecentInteractions, upserts: ItemUpserts
     ) -> None:
+        assert self._activation is not None
+        last_items = LastItems()
         while True:
             await asyncio.sleep(_FOLLOW_S)
             try:
                 applied = await asyncio.to_thread(getattr, store, "applied")
                 if applied != tail.position:
                     interactions, items = await asyncio.to_thread(tail.read, applied)
-                    recent.add(interactions)
+                    recent.add(
+                        [(one.item_id, one.timestamp_us) for one in interactions],
+                        last_items.before(interactions, self._activation.current),
+                    )
                     for item in items:
                         upserts.new_items.put(item)
-                assert self._activation is not None
                 release = self._activation.current
                 if not upserts.is_complete(release):
                     with release.held():

@@ -1,6 +1,6 @@
-"""What counting remembers about a request: sparse features of items from the user's own history.
+"""What counting remembers about a request: sparse features of items, from what led up to it.
 
-Five non-negative numbers for an item, zero for nearly all of them:
+Six non-negative numbers for an item, zero for nearly all of them:
 
 - ``transitions``: how often it followed the last items of the running session (of the history,
   where the session is still empty), from a `TransitionTable`;
@@ -10,7 +10,9 @@ Five non-negative numbers for an item, zero for nearly all of them:
   more;
 - ``session_items``: 1 if it was interacted with in the running session;
 - ``familiar_transitions``: its ``transitions`` again, if the user had it in an earlier session:
-  what follows and is familiar is likelier than the sum of both.
+  what follows and is familiar is likelier than the sum of both;
+- ``live_transitions``: how often everybody went on to it from the last items of the running session
+  just now (``live_transitions.py``).
 
 A learned gate (models/scoring_terms.py) mixes them into the scores. Training, evaluation and the
 sidecar call the same function on the same histories, so their scores agree. A request costs about
@@ -23,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.sessions.live_transitions import LiveTransitions, no_transitions
 from hiertcn.sessions.memory_kernels import (
     HistoryArrays,
     TableArrays,
@@ -40,6 +43,7 @@ FEATURES: Final = (
     "past_items",
     "session_items",
     "familiar_transitions",
+    "live_transitions",
 )
 HISTORY: Final = 200
 """Newest interactions of a user that are remembered."""
@@ -54,12 +58,14 @@ class Histories:
         sessions: int64 ``[h]``, a number that grows from session to session of one request.
         offsets: int64 ``[n + 1]``.
         running: int64 ``[n]``, interactions of the running session, which are each request's last.
+        asked_us: int64 ``[n]``, when each request is made, microseconds since the epoch.
     """
 
     rows: NDArray[np.int32]
     sessions: NDArray[np.int64]
     offsets: NDArray[np.int64]
     running: NDArray[np.int64]
+    asked_us: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.running)
@@ -86,6 +92,7 @@ def histories_before(
         sessions=np.searchsorted(store.session_offsets, places, side="right") - 1,
         offsets=offsets,
         running=np.minimum(interaction - session_start, counts),
+        asked_us=np.asarray(store.timestamps_us[interaction], np.int64),
     )
 
 
@@ -94,10 +101,12 @@ class MemoryFeatures:
 
     Args:
         table: the transitions; its length is the catalogue's.
+        live: the newest ones; None where there are none.
     """
 
-    def __init__(self, table: TransitionTable) -> None:
+    def __init__(self, table: TransitionTable, live: LiveTransitions | None = None) -> None:
         self._table = table
+        self._live = no_transitions() if live is None else live
 
     @property
     def items(self) -> int:
@@ -154,9 +163,16 @@ class MemoryFeatures:
         find_support(out, *self._inputs(histories))
         return out
 
-    def _inputs(self, histories: Histories) -> tuple[HistoryArrays, TableArrays]:
+    def _inputs(self, histories: Histories) -> tuple[HistoryArrays, TableArrays, LiveTransitions]:
         table = self._table
         return (
-            HistoryArrays(histories.rows, histories.sessions, histories.offsets, histories.running),
+            HistoryArrays(
+                histories.rows,
+                histories.sessions,
+                histories.offsets,
+                histories.running,
+                histories.asked_us,
+            ),
             TableArrays(table.offsets, table.followers, table.weights, table.totals),
+            self._live,
         )

@@ -12,13 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.items.hashing import compiled
+from hiertcn.sessions.live_transitions import (
+    NEWEST,
+    SMOOTHING,
+    LiveTransitions,
+    newest_followers,
+)
 
 _CONTEXT: Final = 12
 _CONTEXT_DECAY: Final = 0.3
 _OWN_CONTEXT: Final = 3
 _OWN_REACH: Final = 4
+_LIVE_CONTEXT: Final = 3
 _SESSION_DECAY: Final = 0.8
-_FEATURES: Final = 5
+_FEATURES: Final = 6
 _NO_ITEM: Final = np.int32(-1)
 
 
@@ -29,6 +36,7 @@ class HistoryArrays(NamedTuple):
     sessions: NDArray[np.int64]
     offsets: NDArray[np.int64]
     running: NDArray[np.int64]
+    asked_us: NDArray[np.int64]
 
 
 class TableArrays(NamedTuple):
@@ -58,11 +66,13 @@ class _Slots(NamedTuple):
 
 
 @compiled
-def fill_catalogue(out: NDArray[np.float32], histories: HistoryArrays, table: TableArrays) -> None:
+def fill_catalogue(
+    out: NDArray[np.float32], histories: HistoryArrays, table: TableArrays, live: LiveTransitions
+) -> None:
     """Add the features of all items to ``out [features, n, items]``, which is zeros."""
     slots = _slots(64)
     for request in range(len(histories.running)):
-        slots = _added_up(request, histories, table, slots)
+        slots = _added_up(request, histories, table, live, slots)
         for place in range(slots.held[0]):
             slot = slots.used[place]
             for feature in range(_FEATURES):
@@ -76,6 +86,7 @@ def fill_items(
     shared: bool,
     histories: HistoryArrays,
     table: TableArrays,
+    live: LiveTransitions,
 ) -> None:
     """Write the features of the asked items to ``out [features, n, count]``, which is zeros.
 
@@ -85,10 +96,11 @@ def fill_items(
         shared: whether every request asks for the same items.
         histories: of ``n`` requests.
         table: the transitions.
+        live: the newest transitions.
     """
     slots = _slots(64)
     for request in range(len(histories.running)):
-        slots = _added_up(request, histories, table, slots)
+        slots = _added_up(request, histories, table, live, slots)
         if slots.held[0] == 0:
             continue
         mine = asked[0] if shared else asked[request]
@@ -107,6 +119,7 @@ def weigh_items(
     weights: NDArray[np.float32],
     histories: HistoryArrays,
     table: TableArrays,
+    live: LiveTransitions,
 ) -> None:
     """Write weighted sums of the asked items' features, and that of the running session.
 
@@ -117,10 +130,11 @@ def weigh_items(
         weights: float32 ``[n, features]``.
         histories: of ``n`` requests.
         table: the transitions.
+        live: the newest transitions.
     """
     slots = _slots(64)
     for request in range(len(histories.running)):
-        slots = _added_up(request, histories, table, slots)
+        slots = _added_up(request, histories, table, live, slots)
         if slots.held[0] == 0:
             continue
         for column in range(asked.shape[1]):
@@ -135,11 +149,13 @@ def weigh_items(
 
 
 @compiled
-def find_support(out: NDArray[np.int64], histories: HistoryArrays, table: TableArrays) -> None:
+def find_support(
+    out: NDArray[np.int64], histories: HistoryArrays, table: TableArrays, live: LiveTransitions
+) -> None:
     """Write the items with any feature above zero to ``out [n, most]``, largest sums first."""
     slots = _slots(64)
     for request in range(len(histories.running)):
-        slots = _added_up(request, histories, table, slots)
+        slots = _added_up(request, histories, table, live, slots)
         sums = np.empty(slots.held[0], np.float32)
         for place in range(len(sums)):
             sums[place] = -slots.features[slots.used[place]].sum()
@@ -207,7 +223,13 @@ def _slot_of(slots: _Slots, item: Any) -> int:
 
 
 @compiled
-def _added_up(request: int, histories: HistoryArrays, table: TableArrays, slots: _Slots) -> _Slots:
+def _added_up(
+    request: int,
+    histories: HistoryArrays,
+    table: TableArrays,
+    live: LiveTransitions,
+    slots: _Slots,
+) -> _Slots:
     """One request's features, in emptied slots or larger ones."""
     rows, sessions = histories.rows, histories.sessions
     items = len(table.totals)
@@ -216,7 +238,8 @@ def _added_up(request: int, histories: HistoryArrays, table: TableArrays, slots:
 
     context_start = session_start if session_start < end else first
     context_start = max(context_start, end - _CONTEXT)
-    touched = end - first
+    live_start = max(session_start, end - _LIVE_CONTEXT)
+    touched = end - first + (end - live_start) * NEWEST
     weight_sum, weight = 0.0, 1.0
     for place in range(context_start, end):
         weight_sum += weight
@@ -236,6 +259,15 @@ def _added_up(request: int, histories: HistoryArrays, table: TableArrays, slots:
                 for entry in range(table.offsets[item], table.offsets[item + 1]):
                     slot = _slot_of(slots, table.followers[entry])
                     features[slot, 0] += share * table.weights[entry]
+        weight *= _CONTEXT_DECAY
+
+    followers = np.empty(NEWEST, np.int32)
+    weight = 1.0
+    for place in range(end - 1, live_start - 1, -1):
+        if 0 <= rows[place] < items:
+            count = newest_followers(live, rows[place], histories.asked_us[request], followers)
+            for follower in followers[:count]:
+                features[_slot_of(slots, follower), 5] += weight / (count + SMOOTHING)
         weight *= _CONTEXT_DECAY
 
     # Twice: what is added is a share of the sum.

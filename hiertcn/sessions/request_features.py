@@ -14,6 +14,7 @@ from hiertcn.errors import InputError
 from hiertcn.items.hashing import compiled
 from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.live_counts import LiveShares
+from hiertcn.sessions.live_transitions import live_transitions
 from hiertcn.sessions.memory import Histories, MemoryFeatures, histories_before
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
@@ -62,7 +63,8 @@ class RequestFeatures:
             )
         self.names = names
         self._store = store
-        self._memory = MemoryFeatures(transitions)
+        newest = live_transitions(store, len(transitions)) if "live_transitions" in names else None
+        self._memory = MemoryFeatures(transitions, newest)
         self._live: LiveShares | None = None
         if any(name in live_counts.FEATURES for name in names):
             self._live = LiveShares(store, len(transitions))

@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
 from hiertcn.serving.live import live_windows, recent_interactions
+from hiertcn.serving.live.last_items import LastItems
+from hiertcn.serving.live.live_followers import ReleasedTransitions
 from hiertcn.serving.live.live_windows import LiveWindows, MinuteCounts
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.log.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
+from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.records.record import user_key
+from hiertcn.sessions.live_transitions import NEWEST, newest_followers
 
 MINUTE_US = 60_000_000
 NOW = 29_000_000  # a minute since the epoch, in 2025
 ITEMS = 6
+GAP_US = 30 * MINUTE_US
 WATERMARK_US = NOW * MINUTE_US - 7_000_000
 
 
@@ -89,6 +94,53 @@ def test_the_releases_own_counts_and_what_came_after_add_up(found, data):
         np.testing.assert_array_equal(live.at(asked_us).counts, reference(found, asked_us))
 
 
+def followers(live, item, now_us):
+    found = np.empty(NEWEST, np.int32)
+    return found[: newest_followers(live.transitions, item, now_us, found)].tolist()
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.lists(st.tuples(items, st.none() | items), max_size=6), max_size=12),
+    st.integers(1, 7),
+)
+def test_transitions_are_those_between_known_items(groups, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_interactions, "_CHUNK", chunk)
+        recent = RecentInteractions()
+        live, moves, now_us = windows(recent), [], WATERMARK_US
+        for group in groups:
+            times_us = [now_us := now_us + 1_000_000 for _ in group]
+            arrivals = [(item, us) for (item, _), us in zip(group, times_us, strict=True)]
+            recent.add(arrivals, [previous for _, previous in group])
+            moves += [
+                (int(previous), int(item))
+                for item, previous in group
+                if item.isdecimal() and previous is not None and previous.isdecimal()
+            ]
+            for view in (live.at(now_us + 1), windows(recent).at(now_us + 1)):
+                for left in range(ITEMS):
+                    expected = [item for one, item in reversed(moves) if one == left]
+                    assert followers(view, left, now_us + 1) == expected
+
+
+def test_a_releases_own_transitions_go_before_what_was_recorded():
+    own = ReleasedTransitions(
+        left_rows=np.array([1, 2], np.int32),
+        followed_rows=np.array([3, 3], np.int32),
+        times_us=np.array([WATERMARK_US - 9, WATERMARK_US]),
+    )
+    recent = RecentInteractions()
+    recent.add([("3", WATERMARK_US), ("4", WATERMARK_US + 5)], ["2", "1"])
+    live = LiveWindows(ITEMS, item_rows, WATERMARK_US, recent, None, own)
+    view = live.at(WATERMARK_US + 9)
+    # The release has seen what happened up to its watermark.
+    assert followers(view, 2, WATERMARK_US + 9) == [3]
+    assert followers(view, 1, WATERMARK_US + 9) == [4, 3]
+    live.widen(ITEMS + 3)
+    assert followers(live.at(WATERMARK_US + 9), 1, WATERMARK_US + 9) == [4, 3]
+
+
 def test_far_off_times_wipe_nothing(monkeypatch):
     """A day of minutes ahead, the most that is let in, leaves six hours before the clock."""
     recent = RecentInteractions()
@@ -122,7 +174,7 @@ def test_the_oldest_arrivals_make_room(monkeypatch):
         recent.add([(str(n), n)])
     found, end = recent.since(0)
     assert end == 100
-    ids = [ids[code] for ids, codes, _ in found for code in codes.tolist()]
+    ids = [ids[code] for ids, codes, _, _ in found for code in codes.tolist()]
     assert ids == [str(n) for n in range(100 - len(ids), 100)]
     assert 8 <= len(ids) <= 12
     late, _ = recent.since(99)
@@ -153,9 +205,9 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
     applied = log.append(entries[5:])
     log.append([one("c", "5", WATERMARK_US + 5)])
     recent = RecentInteractions()
-    recent.fill(log, applied, WATERMARK_US)
+    recent.fill(log, applied, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
     log.close()
-    ((ids, codes, times),), end = recent.since(0)
+    ((ids, codes, times, _),), end = recent.since(0)
     assert [ids[code] for code in codes.tolist()] == ["1", "2", "1", "b1", "2", "日本"]
     assert (times - WATERMARK_US).tolist() == [1, 2, 1, 1, 2, 4]
     assert end == 6
@@ -163,8 +215,43 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
     later, _ = recent.since(end)
     assert [one.item_ids for one in later] == [["9"]]
     nothing = RecentInteractions()
-    nothing.fill(EventLog.open(tmp_path / "other"), BEGINNING, 0)
+    other = EventLog.open(tmp_path / "other")
+    nothing.fill(other, BEGINNING, 0, gap_us=GAP_US, item_rows=item_rows)
     assert nothing.since(0) == ([], 0)
+
+
+class Catalogue:
+    gap_us = GAP_US
+    item_rows = staticmethod(item_rows)
+
+
+def test_a_log_gives_the_item_before_each_in_its_session(tmp_path):
+    """Read at once after a restart, or followed by a reading process."""
+    began = WATERMARK_US + 1
+    logged = [
+        ("a", "1", 0, None),
+        ("b", "2", 1, None),
+        ("a", "3", 60_000_000, "1"),
+        ("a", "unheard of", 61_000_000, None),
+        ("a", "4", 62_000_000, "3"),
+        ("a", "5", 30_000_000, None),  # came late
+        ("b", "0", 1 + GAP_US, "2"),
+        ("b", "1", 3 + 2 * GAP_US, None),  # a session of its own
+        ("a", "2", 63_000_000, "4"),
+    ]
+    log = EventLog.open(tmp_path / "log")
+    for user, item, us, _ in logged:
+        position = log.append([LoggedInteraction(user, item, began + us, 0, 0, "")])
+    recent = RecentInteractions()
+    recent.fill(log, position, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
+    ((ids, _, _, previous),), _ = recent.since(0)
+    expected = [before for *_, before in logged]
+    assert [ids[code] if code >= 0 else None for code in previous.tolist()] == expected
+    interactions, _ = LogTail(tmp_path / "log", BEGINNING).read(position)
+    log.close()
+    last = LastItems()
+    found = [*last.before(interactions[:4], Catalogue), *last.before(interactions[4:], Catalogue)]
+    assert found == expected
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 10, 12, 13])
@@ -180,7 +267,7 @@ def test_a_damaged_segment_is_left_out_and_the_others_count(tmp_path, at, value)
     data[len(data) - _entry_bytes(log) + at] = value
     path.write_bytes(bytes(data))
     recent = RecentInteractions()
-    recent.fill(log, position, WATERMARK_US)
+    recent.fill(log, position, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
     found, _ = recent.since(0)
     assert "2" in [item for one in found for item in one.item_ids]
 
@@ -205,3 +292,24 @@ def test_live_counts_survive_the_disk_and_damage_is_named(tmp_path):
     np.save(tmp_path / "live_counts" / "counts.npy", np.zeros(3))
     with pytest.raises(InputError, match="live_counts"):
         MinuteCounts.open(tmp_path / "live_counts")
+
+
+def test_live_transitions_survive_the_disk_and_damage_is_named(tmp_path):
+    transitions = ReleasedTransitions(
+        left_rows=np.array([1, 0], np.int32),
+        followed_rows=np.array([2, 5], np.int32),
+        times_us=np.array([3, 4]),
+    )
+    folder = tmp_path / "live_transitions"
+    transitions.save(folder)
+    found = ReleasedTransitions.open(folder)
+    for one, other in zip(
+        dataclasses.astuple(transitions), dataclasses.astuple(found), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    np.save(folder / "times_us.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"shapes \[\(2,\), \(3,\)\]"):
+        ReleasedTransitions.open(folder)
+    (folder / "left_rows.npy").write_bytes(b"torn")
+    with pytest.raises(InputError, match="live_transitions cannot be read"):
+        ReleasedTransitions.open(folder)

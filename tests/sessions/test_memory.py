@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
+from hiertcn.sessions import live_transitions
 from hiertcn.sessions.live_counts import (
     MINUTE_US,
     SMOOTHING,
@@ -15,6 +16,7 @@ from hiertcn.sessions.live_counts import (
     LiveShares,
     minute_counts,
 )
+from hiertcn.sessions.live_transitions import WINDOW_US
 from hiertcn.sessions.memory import Histories, MemoryFeatures, histories_before
 from hiertcn.sessions.request_features import FEATURES, RequestFeatures
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable, count_transitions
@@ -93,9 +95,38 @@ def test_options_out_of_range_are_named(options, message):
         TransitionOptions(**options)
 
 
+def reference_live(moves, running, now_us):
+    """Shares ``[items]`` of what others went on to from the last items of ``running``.
+
+    ``moves``: of all sessions, ``(time, item left, item gone on to)``, by time.
+    """
+    shares = np.zeros(ITEMS)
+    for back, item in enumerate(reversed(running[-3:])):
+        followers = [
+            follower
+            for at_us, left, follower in moves
+            if left == item and now_us - WINDOW_US <= at_us < now_us
+        ][-live_transitions.NEWEST :]
+        for follower in followers:
+            shares[follower] += 0.3**back / (len(followers) + live_transitions.SMOOTHING)
+    return shares
+
+
+def moves_of(store):
+    sessions = np.searchsorted(
+        store.session_offsets, np.arange(store.meta.interactions), side="right"
+    )
+    pairs = [at for at in range(1, len(sessions)) if sessions[at] == sessions[at - 1]]
+    rows, times = store.item_rows.tolist(), store.timestamps_us.tolist()
+    return sorted(((times[at], rows[at - 1], rows[at]) for at in pairs), key=lambda one: one[0])
+
+
 def reference_features(past, running, table):
-    """Features ``[5, items]`` after the sessions ``past`` and the items ``running``."""
-    features = np.zeros((5, ITEMS))
+    """Features ``[6, items]`` after the sessions ``past`` and the items ``running``.
+
+    The last one, of what is live, stays 0.
+    """
+    features = np.zeros((6, ITEMS))
     shares = defaultdict(dict)
     for item in range(ITEMS):
         for entry in range(table.offsets[item], table.offsets[item + 1]):
@@ -146,13 +177,17 @@ def test_memory_equals_its_definition(stores, users):
     interactions = np.arange(store.meta.interactions)
     sessions = np.searchsorted(store.session_offsets, interactions, side="right") - 1
     histories = histories_before(store, sessions, interactions)
-    found = MemoryFeatures(table).of_catalogue(histories)
+    live = live_transitions.live_transitions(store, ITEMS)
+    found = MemoryFeatures(table, live).of_catalogue(histories)
 
+    moves = moves_of(store)
     request = 0
     for user in users:
         for number, session in enumerate(user):
             for place in range(len(session)):
                 expected = reference_features(user[:number], session[:place], table)
+                now_us = store.timestamps_us[request]
+                expected[5] = reference_live(moves, session[:place], now_us)
                 np.testing.assert_allclose(found[:, request], expected, atol=1e-5)
                 request += 1
 
@@ -161,7 +196,8 @@ def test_memory_equals_its_definition(stores, users):
 @given(users=USERS, seed=st.integers(0, 100))
 def test_asked_items_have_the_catalogues_features_and_support_is_complete(stores, users, seed):
     store = stores(users)
-    features = MemoryFeatures(count_transitions(store, ITEMS))
+    live = live_transitions.live_transitions(store, ITEMS)
+    features = MemoryFeatures(count_transitions(store, ITEMS), live)
     interactions = np.arange(store.meta.interactions)
     sessions = np.searchsorted(store.session_offsets, interactions, side="right") - 1
     histories = histories_before(store, sessions, interactions)
@@ -170,7 +206,7 @@ def test_asked_items_have_the_catalogues_features_and_support_is_complete(stores
     asked = features.of_items(histories, rows)
     taken = np.take_along_axis(whole, np.broadcast_to(np.maximum(rows, 0), asked.shape), axis=2)
     np.testing.assert_array_equal(asked, taken * (rows >= 0))
-    weights = np.random.default_rng(seed + 1).random((len(interactions), 5), np.float32)
+    weights = np.random.default_rng(seed + 1).random((len(interactions), 6), np.float32)
     sums, in_session = features.weighed(histories, rows, weights)
     np.testing.assert_allclose(sums, np.einsum("rf,frc->rc", weights, asked), rtol=1e-5)
     np.testing.assert_array_equal(in_session, asked[3])
@@ -203,6 +239,7 @@ def test_unknown_rows_keep_their_place_only():
         sessions=np.zeros(3, np.int64),
         offsets=np.array([0, 3]),
         running=np.array([3]),
+        asked_us=np.array([0]),
     )
     found = MemoryFeatures(table).of_catalogue(histories)[:, 0]
     norm = 1.0 + 0.3 + 0.09

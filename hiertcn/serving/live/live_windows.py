@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
 from hiertcn.files import read_json, whole_directory, write_json
+from hiertcn.serving.live.live_followers import LiveFollowers, ReleasedTransitions
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.sessions.live_counts import MINUTE_US, WINDOWS_MINUTES, minute_counts
+from hiertcn.sessions.live_transitions import LiveTransitions
 from hiertcn.sessions.store import SessionStore
 
 _FORMAT: Final = 1
@@ -139,10 +141,12 @@ class LiveCountsAt:
     Attributes:
         minute: the running minute, since the epoch.
         by_item: float32 ``[items, windows]``, whole numbers; an item's lie together.
+        transitions: the newest ones that are known, whatever the minute.
     """
 
     minute: int
     by_item: NDArray[np.float32]
+    transitions: LiveTransitions
     _rows: NDArray[np.int64] | None = None
     _counts_of_rows: NDArray[np.float32] | None = None
     _totals: NDArray[np.float32] | None = None
@@ -244,6 +248,7 @@ class LiveWindows:
         watermark_us: interactions recorded up to it are the release's own business.
         recent: what was recorded.
         before: the release's own counts; None where it brings none.
+        transitions_before: the release's own newest transitions; None where it brings none.
     """
 
     def __init__(
@@ -253,8 +258,10 @@ class LiveWindows:
         watermark_us: int,
         recent: RecentInteractions,
         before: MinuteCounts | None = None,
+        transitions_before: ReleasedTransitions | None = None,
     ) -> None:
         self._items = items
+        self._followers = LiveFollowers(items, transitions_before)
         self._item_rows = item_rows
         self._watermark_us = watermark_us
         self._recent = recent
@@ -270,7 +277,9 @@ class LiveWindows:
     def widen(self, items: int) -> None:
         """Make room for items that came after the release; those before keep their counts."""
         self._items = max(self._items, items)
+        self._followers.widen(self._items)
         for asked in self._asked:
+            asked.transitions = self._followers.arrays
             more = self._items - len(asked.by_item)
             asked.by_item = np.pad(asked.by_item, ((0, more), (0, 0)))
             asked.touch()
@@ -305,9 +314,13 @@ class LiveWindows:
         if self._place == self._recent.end:
             return
         found, self._place = self._recent.since(self._place)
-        for item_ids, codes, timestamps_us in found:
-            rows = self._item_rows(item_ids)[codes]
+        for item_ids, codes, timestamps_us, previous in found:
+            row_of = self._item_rows(item_ids)
+            rows = row_of[codes]
             counted = (rows >= 0) & (timestamps_us > self._watermark_us)
+            left = np.where(previous >= 0, row_of[previous], -1)
+            moved = counted & (left >= 0)
+            self._followers.add(left[moved], rows[moved], timestamps_us[moved])
             rows, minutes = rows[counted], timestamps_us[counted] // MINUTE_US
             self._add(minutes, rows.astype(np.int32), np.ones(len(rows), np.float32))
 
@@ -358,7 +371,7 @@ class LiveWindows:
         counts = np.zeros((self._items, len(WINDOWS_MINUTES)), np.float32)
         for window, length in enumerate(WINDOWS_MINUTES):
             self._add_minutes(counts[:, window], minute - length, minute, 1.0)
-        return LiveCountsAt(minute=minute, by_item=counts)
+        return LiveCountsAt(minute=minute, by_item=counts, transitions=self._followers.arrays)
 
     def _move(self, asked: LiveCountsAt, minute: int) -> None:
         before, sign = asked.minute, 1.0 if minute > asked.minute else -1.0

@@ -1,18 +1,21 @@
 """The newest recorded interactions by item id: what the live counts of any release are fed by.
 
-Held in memory in the order of arrival, at most ``most`` of them (8 million by default: 12 bytes
-each and every chunk's distinct ids, so about 100 MB; exact live counts after a flip as long as the
-last six hours hold no more). The oldest arrivals go first, so an interaction with a far-off time
-takes one place and pushes out nothing else of its time. One thread adds, any thread reads: a reader
-keeps a place in the sequence and asks for what came since.
+Held in memory in the order of arrival, each with the item before it in its session, at most
+``most`` of them (8 million by default: 16 bytes each and every chunk's distinct ids, so about 130
+MB; exact live counts after a flip as long as the last six hours hold no more). The oldest arrivals
+go first, so an interaction with a far-off time takes one place and pushes out nothing else of its
+time. One thread adds, any thread reads: a reader keeps a place in the sequence and asks for what
+came since.
 
 The event log is the truth: :meth:`RecentInteractions.fill` reads it after a restart.
 """
 
+import itertools
 import logging
 import threading
 from array import array
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -20,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
+from hiertcn.items.hashing import compiled
 from hiertcn.serving.log.entries import Position, SegmentedLog
 from hiertcn.serving.log.scan import ScannedInteractions, scan
 from hiertcn.serving.records.record import NEVER_US
@@ -31,14 +35,20 @@ _CHUNK: Final = 65_536
 
 
 class Arrivals(NamedTuple):
-    """Interactions in the order of arrival: ``item_ids[codes[n]]`` at ``timestamps_us[n]``.
+    """Interactions in the order of arrival.
 
-    ``codes`` int32 ``[n]``, ``timestamps_us`` int64 ``[n]``.
+    Attributes:
+        item_ids: what codes stand for.
+        codes: int32 ``[n]``, the items.
+        timestamps_us: int64 ``[n]``.
+        previous: int32 ``[n]``, the item before each in its session, -1 where it began one or that
+            is not known.
     """
 
     item_ids: list[str]
     codes: NDArray[np.int32]
     timestamps_us: NDArray[np.int64]
+    previous: NDArray[np.int32]
 
 
 class _Chunk:
@@ -47,36 +57,50 @@ class _Chunk:
         self._item_ids: list[str] = []
         self._codes = array("i")
         self._timestamps_us = array("q")
+        self._previous = array("i")
 
     @classmethod
     def of(
-        cls, item_ids: list[str], codes: NDArray[np.intc], timestamps_us: NDArray[np.int64]
+        cls,
+        item_ids: list[str],
+        codes: NDArray[np.intc],
+        timestamps_us: NDArray[np.int64],
+        previous: NDArray[np.intc],
     ) -> Self:
         chunk = cls()
         chunk._item_ids = item_ids
         chunk._code_of = {item_id: code for code, item_id in enumerate(item_ids)}
         chunk._codes.frombytes(codes.tobytes())
         chunk._timestamps_us.frombytes(timestamps_us.tobytes())
+        chunk._previous.frombytes(previous.tobytes())
         return chunk
 
     def __len__(self) -> int:
         return len(self._codes)
 
-    def add(self, item_id: str, timestamp_us: int) -> None:
-        code = self._code_of.setdefault(item_id, len(self._item_ids))
-        if code == len(self._item_ids):
-            self._item_ids.append(item_id)
-        self._codes.append(code)
+    def add(self, item_id: str, timestamp_us: int, previous: str | None) -> None:
+        self._codes.append(self._code(item_id))
         self._timestamps_us.append(timestamp_us)
+        self._previous.append(-1 if previous is None else self._code(previous))
 
     def since(self, place: int) -> Arrivals:
         # Slices are copies, so the arrays may grow while the caller reads.
         codes = np.frombuffer(self._codes[place:], np.intc).astype(np.int32, copy=False)
         timestamps_us = np.frombuffer(self._timestamps_us[place:], np.int64)
-        if len(codes) < len(self._item_ids):
-            item_ids = [self._item_ids[code] for code in codes.tolist()]
-            return Arrivals(item_ids, np.arange(len(codes), dtype=np.int32), timestamps_us)
-        return Arrivals(self._item_ids.copy(), codes, timestamps_us)
+        previous = np.frombuffer(self._previous[place:], np.intc).astype(np.int32, copy=False)
+        if 2 * len(codes) >= len(self._item_ids):
+            return Arrivals(self._item_ids.copy(), codes, timestamps_us, previous)
+        used, inverse = np.unique(np.concatenate([codes, previous]), return_inverse=True)
+        # The code -1 comes first, if it is there, and stays what it is.
+        places: NDArray[np.int32] = (inverse - int(used[0] < 0)).astype(np.int32)
+        item_ids = [self._item_ids[code] for code in used.tolist() if code >= 0]
+        return Arrivals(item_ids, places[: len(codes)], timestamps_us, places[len(codes) :])
+
+    def _code(self, item_id: str) -> int:
+        code = self._code_of.setdefault(item_id, len(self._item_ids))
+        if code == len(self._item_ids):
+            self._item_ids.append(item_id)
+        return code
 
 
 class RecentInteractions:
@@ -104,13 +128,22 @@ class RecentInteractions:
         """How many interactions were ever added: the place that :meth:`since` returns next."""
         return self._end
 
-    def add(self, interactions: list[tuple[str, int]]) -> None:
-        """Add ``(item id, timestamp in microseconds)`` pairs."""
+    def add(
+        self,
+        interactions: Sequence[tuple[str, int]],
+        previous: Iterable[str | None] = itertools.repeat(None),
+    ) -> None:
+        """Add interactions in the order they came.
+
+        Args:
+            interactions: item ids and times in microseconds.
+            previous: of each, the item before it in its session; None where there is none.
+        """
         with self._lock:
-            for item_id, timestamp_us in interactions:
+            for (item_id, timestamp_us), before in zip(interactions, previous, strict=False):
                 if len(self._chunks[-1]) == _CHUNK:
                     self._chunks.append(_Chunk())
-                self._chunks[-1].add(item_id, timestamp_us)
+                self._chunks[-1].add(item_id, timestamp_us, before)
                 self._newest_us = max(self._newest_us, timestamp_us)
             self._end += len(interactions)
             while self._end - self._first - len(self._chunks[0]) >= self._most:
@@ -127,7 +160,15 @@ class RecentInteractions:
                 first += len(chunk)
             return found, self._end
 
-    def fill(self, log: SegmentedLog, until: Position, after_us: int) -> None:
+    def fill(
+        self,
+        log: SegmentedLog,
+        until: Position,
+        after_us: int,
+        *,
+        gap_us: int,
+        item_rows: Callable[[Sequence[str]], NDArray[np.int64]],
+    ) -> None:
         """Add what the log holds up to a position, once each, as when it was recorded.
 
         A deletion takes nothing back, as it does not when it is recorded: counts name nobody.
@@ -136,6 +177,8 @@ class RecentInteractions:
             log: the event log.
             until: entries beyond it are left out.
             after_us: interactions up to this time, in microseconds, are left out.
+            gap_us: idle time that closes a session.
+            item_rows: the release's rows of item ids, -1 where unknown: those come before nothing.
         """
         found: list[ScannedInteractions] = []
         total = 0
@@ -152,6 +195,7 @@ class RecentInteractions:
                     scanned.timestamps_us[kept],
                     scanned.same[kept],
                     scanned.keys[kept],
+                    scanned.users[kept],
                 )
             )
             total += int(kept.sum())
@@ -163,20 +207,80 @@ class RecentInteractions:
         timestamps_us = np.concatenate([one.timestamps_us for one in found])
         new = _firsts(np.concatenate([one.keys for one in found]))
         new[new] = _firsts(np.concatenate([one.same for one in found])[new])
+        users = np.concatenate([one.users for one in found])[new]
         item_ids = pa.chunked_array([one.item_ids for one in found]).filter(pa.array(new))
-        self._add_arrays(item_ids, timestamps_us[new])
+        item_ids = pa.chunked_array([item_ids.combine_chunks()], item_ids.type)
+        distinct = item_ids.chunk(0).dictionary_encode()
+        known = item_rows(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()] >= 0
+        previous = previous_places(users, timestamps_us[new], known, gap_us)
+        self._add_arrays(item_ids, timestamps_us[new], previous)
 
-    def _add_arrays(self, item_ids: pa.ChunkedArray, timestamps_us: NDArray[np.int64]) -> None:
+    def _add_arrays(
+        self,
+        item_ids: pa.ChunkedArray,
+        timestamps_us: NDArray[np.int64],
+        previous: NDArray[np.int64],
+    ) -> None:
         with self._lock:
             self._newest_us = max(self._newest_us, int(timestamps_us.max()))
             for first in range(0, len(timestamps_us), _CHUNK):
-                distinct = item_ids[first : first + _CHUNK].combine_chunks().dictionary_encode()
+                part = slice(first, first + _CHUNK)
+                places = previous[part]
+                has_previous = places >= 0
+                own, before = item_ids[part], item_ids.take(pa.array(places[has_previous]))
+                both = pa.chunked_array([*own.chunks, *before.chunks], type=item_ids.type)
+                distinct = both.combine_chunks().dictionary_encode()
                 codes = distinct.indices.to_numpy().astype(np.intc)
+                previous_codes = np.full(len(own), -1, np.intc)
+                previous_codes[has_previous] = codes[len(own) :]
                 chunk = _Chunk.of(
-                    distinct.dictionary.to_pylist(), codes, timestamps_us[first : first + _CHUNK]
+                    distinct.dictionary.to_pylist(),
+                    codes[: len(own)],
+                    timestamps_us[part],
+                    previous_codes,
                 )
                 self._chunks.append(chunk)
                 self._end += len(chunk)
+
+
+def previous_places(
+    users: NDArray[np.uint64],
+    timestamps_us: NDArray[np.int64],
+    known: NDArray[np.bool_],
+    gap_us: int,
+) -> NDArray[np.int64]:
+    """Where the interaction before each one in its session is, int64 ``[n]``, -1 where it began it.
+
+    Args:
+        users: uint64 ``[n]``, equal for interactions of one user.
+        timestamps_us: int64 ``[n]``.
+        known: bool ``[n]``; the others are passed over, and follow nothing.
+        gap_us: idle time that closes a session.
+    """
+    order = np.flatnonzero(known)
+    order = order[np.argsort(users[order], kind="stable")]
+    previous = np.full(len(users), -1, np.int64)
+    _find_previous(users, timestamps_us, order, gap_us, previous)
+    return previous
+
+
+@compiled
+def _find_previous(
+    users: NDArray[np.uint64],
+    timestamps_us: NDArray[np.int64],
+    order: NDArray[np.int64],
+    gap_us: int,
+    previous: NDArray[np.int64],
+) -> None:
+    last = -1
+    for place in order:
+        if last >= 0 and users[last] == users[place]:
+            if timestamps_us[place] < timestamps_us[last]:
+                # It came late: nobody went on from here to there.
+                continue
+            if timestamps_us[place] - timestamps_us[last] <= gap_us:
+                previous[place] = last
+        last = place
 
 
 def _firsts(values: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -28,12 +28,14 @@ class ScannedInteractions(NamedTuple):
         timestamps_us: int64 ``[n]``.
         same: uint64 ``[n]``, equal for the same user, item and time.
         keys: uint64 ``[n]``, equal for the same user and idempotency key, 0 without a key.
+        users: uint64 ``[n]``, equal for the same user.
     """
 
     item_ids: pa.Array
     timestamps_us: NDArray[np.int64]
     same: NDArray[np.uint64]
     keys: NDArray[np.uint64]
+    users: NDArray[np.uint64]
 
 
 def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions:
@@ -54,8 +56,9 @@ def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions
         raise InputError("the lengths of its entries do not add up")
     timestamps_us = np.empty(count, np.int64)
     given_keys = np.empty(count, np.uint64)
-    offsets = {name: np.zeros(count + 1, np.int64) for name in ("item", "same", "key")}
+    offsets = {name: np.zeros(count + 1, np.int64) for name in ("item", "same", "key", "user")}
     items = np.empty(item_bytes, np.uint8)
+    users = np.empty(text_bytes - item_bytes, np.uint8)
     # Beside the texts: the user's length and the time, or the key.
     same = np.empty(text_bytes + 10 * count, np.uint8)
     key = np.empty(text_bytes - item_bytes + 8 * count, np.uint8)
@@ -65,8 +68,8 @@ def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions
         end,
         timestamps_us,
         given_keys,
-        (offsets["item"], offsets["same"], offsets["key"]),
-        (items, same, key),
+        (offsets["item"], offsets["same"], offsets["key"], offsets["user"]),
+        (items, same, key, users),
     )
     keys = xxh64(_strings(offsets["key"], key))
     return ScannedInteractions(
@@ -74,6 +77,7 @@ def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions
         timestamps_us,
         xxh64(_strings(offsets["same"], same)),
         np.where(given_keys == 0, np.uint64(0), keys),
+        xxh64(_strings(offsets["user"], users)),
     )
 
 
@@ -168,8 +172,8 @@ def _append(data: Any, first: int, count: int, out: Any, at: int) -> int:
 def _copy(
     data: Any, start: int, end: int, timestamps_us: Any, keys: Any, offsets: Any, texts: Any
 ) -> None:
-    item_offsets, same_offsets, key_offsets = offsets
-    items, same, key = texts
+    item_offsets, same_offsets, key_offsets, user_offsets = offsets
+    items, same, key, users = texts
     at, n = start, 0
     while at < end:
         entry = at + _FRAME
@@ -187,5 +191,6 @@ def _copy(
             same_offsets[n + 1] = _append(data, user, user_bytes + item_bytes, same, place)
             place = _append(data, entry + 24, 8, key, key_offsets[n])
             key_offsets[n + 1] = _append(data, user, user_bytes, key, place)
+            user_offsets[n + 1] = _append(data, user, user_bytes, users, user_offsets[n])
             n += 1
         at = entry + _number(data, at, 4)

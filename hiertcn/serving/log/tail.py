@@ -7,7 +7,7 @@ was dropped before it was read is passed over: what it held is older than any li
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,14 @@ from hiertcn.serving.log.logged_items import KIND, LoggedItem
 from hiertcn.serving.log.scan import entries_of_kind, scan
 
 _REMEMBERED: Final = 65_536
+
+
+class LoggedArrival(NamedTuple):
+    """A logged interaction: the item, its time in microseconds, and a hash of who it was."""
+
+    item_id: str
+    timestamp_us: int
+    user: int
 
 
 class LogTail:
@@ -43,26 +51,23 @@ class LogTail:
             if number <= until.segment
         ]
 
-    def read(self, until: Position) -> tuple[list[tuple[str, int]], list[LoggedItem]]:
-        """What was logged since the last call, up to a position.
-
-        Returns:
-            Item id and time in microseconds of each interaction, and the items upserted.
-        """
-        interactions: list[tuple[str, int]] = []
+    def read(self, until: Position) -> tuple[list[LoggedArrival], list[LoggedItem]]:
+        """What was logged since the last call, up to a position: interactions, items upserted."""
+        interactions: list[LoggedArrival] = []
         items: list[LoggedItem] = []
         for data in self._parts(until):
             scanned = scan(data)
             ids = scanned.item_ids.to_pylist()
-            for item_id, time_us, same, key in zip(
+            for item_id, time_us, user, same, key in zip(
                 ids,
                 scanned.timestamps_us.tolist(),
+                scanned.users.tolist(),
                 scanned.same.tolist(),
                 scanned.keys.tolist(),
                 strict=True,
             ):
                 if self._is_new(same) and (not key or self._is_new(key)):
-                    interactions.append((item_id, time_us))
+                    interactions.append(LoggedArrival(item_id, time_us, user))
             for place in entries_of_kind(data, KIND).tolist():
                 entry = read_entry(data, place)
                 if isinstance(entry, LoggedItem):

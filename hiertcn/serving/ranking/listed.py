@@ -62,7 +62,9 @@ class ListedCandidates:
         together = padded(found)
         terms = None
         if with_terms and release.terms is not None:
-            terms = release.terms.of_candidates(request_histories(release, listed), together)
+            # Requests that are answered together are of one minute.
+            live = release.live.at(listed[0].timestamp_us)
+            terms = release.terms.of_candidates(request_histories(release, listed), together, live)
         return cls(listed, together, [len(rows) for rows in found], unknown, terms)
 
 
@@ -92,6 +94,7 @@ def request_histories(
         [timestamps_us for _, timestamps_us in found],
         [len(request.cut.open_rows) for request in requests],
         gap_us=release.gap_us,
+        asked_us=[request.timestamp_us for request in requests],
     )
 
 

@@ -58,7 +58,8 @@ class ScoringTerms:
 
     def __init__(self, gate: TermGate, transitions: TransitionTable) -> None:
         self.gate = gate
-        self.memory = MemoryFeatures(transitions)
+        self._transitions = transitions
+        self._reads_live_transitions = "live_transitions" in gate.names
         self.uses_memory = any(name in memory.FEATURES for name in gate.names)
         self.uses_live = any(name in live_counts.FEATURES for name in gate.names)
 
@@ -82,6 +83,16 @@ class ScoringTerms:
             )
         return cls(TermGate.open(gate), table)
 
+    @property
+    def items(self) -> int:
+        """Length of the catalogue."""
+        return len(self._transitions)
+
+    def memory(self, live: LiveCountsAt) -> MemoryFeatures:
+        """What memory says of items, with the newest transitions of ``live``."""
+        newest = live.transitions if self._reads_live_transitions else None
+        return MemoryFeatures(self._transitions, newest)
+
     def at(self, histories: Histories, live: LiveCountsAt) -> "RequestTerms":
         """The terms of one request.
 
@@ -91,18 +102,27 @@ class ScoringTerms:
         """
         return RequestTerms(self, histories, live)
 
-    def of_candidates(self, histories: Histories, rows: NDArray[np.int64]) -> "CandidateTerms":
-        """What memory and the gate say of candidates ``rows [n, c]`` of ``n`` histories."""
-        return CandidateTerms(self, histories, rows)
+    def of_candidates(
+        self, histories: Histories, rows: NDArray[np.int64], live: LiveCountsAt
+    ) -> "CandidateTerms":
+        """What memory and the gate say of candidates ``rows [n, c]`` of ``n`` histories.
+
+        Args:
+            histories: the users'.
+            rows: int64 ``[n, c]``.
+            live: the windows at the requests' time.
+        """
+        return CandidateTerms(self, histories, rows, live)
 
     def warm(self, live: LiveCountsAt) -> None:
         """Compile and fault in everything, so that no request does."""
-        histories = one_history(np.zeros(2, np.int32), np.array([0, 1]), running=1, gap_us=0)
+        items, times_us = np.zeros(2, np.int32), np.array([0, 1])
+        histories = histories_of([items], [times_us], [1], gap_us=0, asked_us=[2])
         rows = np.zeros((1, 1), np.int64)
-        weights = self.of_candidates(histories, rows).weights(live)
+        weights = self.of_candidates(histories, rows, live).weights(live)
         rank_together(np.zeros((1, 1), np.float32), rows, [1], weights)
         terms = self.at(histories, live)
-        terms.of_all(np.zeros(self.memory.items, np.float32))
+        terms.of_all(np.zeros(self.items, np.float32))
         terms.support(1)
 
 
@@ -112,13 +132,20 @@ class CandidateTerms:
     What memory says is computed at once, what is live when it is asked for.
     """
 
-    def __init__(self, terms: ScoringTerms, histories: Histories, rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        terms: ScoringTerms,
+        histories: Histories,
+        rows: NDArray[np.int64],
+        live: LiveCountsAt,
+    ) -> None:
         self._uses_live = terms.uses_live
         self._mixture = terms.gate.at(context_of(histories))
         self._memory = self._in_session = np.zeros((len(rows), 0), np.float32)
         if terms.uses_memory:
             shares = np.ascontiguousarray(self._mixture.shares[:, :_MEMORY])
-            self._memory, self._in_session = terms.memory.weighed(histories, rows, shares)
+            memory_of = terms.memory(live)
+            self._memory, self._in_session = memory_of.weighed(histories, rows, shares)
 
     def weights(self, live: LiveCountsAt) -> TermWeights:
         """What the ranking mixes in, with the windows at the requests' time."""
@@ -140,6 +167,7 @@ class RequestTerms:
 
     def __init__(self, terms: ScoringTerms, histories: Histories, live: LiveCountsAt) -> None:
         self._terms, self._histories, self._live = terms, histories, live
+        self._memory = terms.memory(live)
         mixture = terms.gate.at(context_of(histories)[0])
         self._dot, self._log, self._session = mixture.dot, mixture.log, mixture.session
         self._memory_weights = mixture.shares[:_MEMORY]
@@ -183,7 +211,7 @@ class RequestTerms:
         """Rows of all items with any memory feature."""
         if not self._terms.uses_memory:
             return np.empty(0, np.int64)
-        found = self._terms.memory.support(self._histories, _MOST_SUPPORT)[0]
+        found = self._memory.support(self._histories, _MOST_SUPPORT)[0]
         rows: NDArray[np.int64] = found[found >= 0]
         return rows
 
@@ -192,7 +220,7 @@ class RequestTerms:
         mixed: NDArray[np.float32] = np.zeros(len(rows), np.float32)
         session = mixed
         if self._terms.uses_memory:
-            sums, in_session = self._terms.memory.weighed(
+            sums, in_session = self._memory.weighed(
                 self._histories, rows[None], self._memory_weights[None]
             )
             mixed, session = sums[0], in_session[0] * self._session
@@ -202,26 +230,13 @@ class RequestTerms:
         return added
 
 
-def one_history(
-    rows: NDArray[np.int32], timestamps_us: NDArray[np.int64], *, running: int, gap_us: int
-) -> Histories:
-    """The history of one request, cut into sessions.
-
-    Args:
-        rows: int32 ``[n]``, oldest first.
-        timestamps_us: int64 ``[n]``.
-        running: how many of the last ones are the session still open.
-        gap_us: idle time that closes a session.
-    """
-    return histories_of([rows], [timestamps_us], [running], gap_us=gap_us)
-
-
 def histories_of(
     rows: Sequence[NDArray[np.int32]],
     timestamps_us: Sequence[NDArray[np.int64]],
     running: Sequence[int],
     *,
     gap_us: int,
+    asked_us: Sequence[int],
 ) -> Histories:
     """The histories of many requests, cut into sessions.
 
@@ -230,6 +245,7 @@ def histories_of(
         timestamps_us: each int64 ``[length]``.
         running: how many of the last ones are the session still open, for each request.
         gap_us: idle time that closes a session.
+        asked_us: each request's time.
     """
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(mine) for mine in rows], out=offsets[1:])
@@ -237,7 +253,13 @@ def histories_of(
     sessions = np.empty(len(together), np.int64)
     open_items = np.minimum(np.asarray(running, np.int64), np.diff(offsets))
     _cut(np.concatenate(timestamps_us), offsets, open_items, gap_us, sessions)
-    return Histories(rows=together, sessions=sessions, offsets=offsets, running=open_items)
+    return Histories(
+        rows=together,
+        sessions=sessions,
+        offsets=offsets,
+        running=open_items,
+        asked_us=np.asarray(asked_us, np.int64),
+    )
 
 
 @compiled

@@ -16,6 +16,7 @@ from hiertcn.serving.records.fold import (
     UNKNOWN_ROW,
     JournalBound,
     Outcome,
+    history,
     rebuilt,
     rebuilt_from,
     recorded,
@@ -28,10 +29,15 @@ _MAX_CONFLICTS: Final = 1000
 
 
 class Applied(NamedTuple):
-    """What became of one logged entry; ``known_item`` is false for items without a row."""
+    """What became of one logged entry.
+
+    ``known_item`` is false for items without a row; ``previous`` is the item before it in its
+    session, None where it began one, came late or is no interaction.
+    """
 
     outcome: Outcome
     known_item: bool
+    previous: str | None = None
 
 
 UserEntry = LoggedInteraction | LoggedDeletion
@@ -125,18 +131,19 @@ class EntryApplier:
                 f"records {_MAX_CONFLICTS} times meanwhile; retry"
             )
         changed = [
-            entry
+            (entry, applied[place].previous)
             for place, entry in enumerate(entries)
             if applied[place].outcome is not Outcome.DUPLICATE
         ]
-        accepted = [
+        accepted = [one for one in changed if isinstance(one[0], LoggedInteraction)]
+        arrivals = [
             (entry.item_id, entry.timestamp_us)
-            for entry in changed
+            for entry, _ in changed
             if isinstance(entry, LoggedInteraction)
         ]
-        self._recent.add(accepted)
+        self._recent.add(arrivals, [previous for _, previous in accepted])
         if self.tell is not None:
-            self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
+            self.tell(arrivals, [one for one, _ in changed if isinstance(one, LoggedDeletion)])
         return [applied[place] for place in range(len(entries))]
 
     def _under(
@@ -185,12 +192,26 @@ class EntryApplier:
             gap_us=release.gap_us,
             bound=bound,
         )
-        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW)
+        previous = None
+        if outcome is Outcome.ACCEPTED:
+            previous = _previous_item(record, entry.timestamp_us, release)
+        return release.storable(after), Applied(outcome, row != UNKNOWN_ROW, previous)
 
 
 def key_of(entry: UserEntry) -> bytes:
     """The store's key of the user whom an entry is about."""
     return entry.user_key if isinstance(entry, LoggedDeletion) else user_key(entry.user_id)
+
+
+def _previous_item(record: UserRecord, timestamp_us: int, release: ServingRelease) -> str | None:
+    """The item that a user's open session was at, None if no session is open at that time.
+
+    Items that the release does not know are passed over, as they are in a session store.
+    """
+    rows, timestamps_us = history(record)
+    if not len(rows) or not 0 <= timestamp_us - timestamps_us[-1] <= release.gap_us:
+        return None
+    return release.items.ids(rows[-1:])[0]
 
 
 def _changes(

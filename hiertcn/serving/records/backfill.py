@@ -31,9 +31,11 @@ from hiertcn.export.session import open_session
 from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.items.gathering import gather_sessions
 from hiertcn.items.table import ItemTable
+from hiertcn.serving.live.live_followers import ReleasedTransitions
 from hiertcn.serving.live.live_windows import MinuteCounts
 from hiertcn.serving.records.snapshot import (
     LIVE_COUNTS,
+    LIVE_TRANSITIONS,
     NEVER_US,
     TRANSITIONS,
     SnapshotArrays,
@@ -133,6 +135,7 @@ def backfill_states(
         snapshot.folded_until_us[:] = sessions.last_closed_us(store)
         _copy_histories(store, history_starts, history_offsets, snapshot)
         MinuteCounts.of(store).save(snapshot.directory / LIVE_COUNTS)
+        ReleasedTransitions.of(store).save(snapshot.directory / LIVE_TRANSITIONS)
         if with_transitions:
             count_transitions(store, len(table)).save(snapshot.directory / TRANSITIONS)
         blocks = (order[first : first + batch] for first in range(0, store.meta.users, batch))

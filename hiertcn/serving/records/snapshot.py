@@ -32,6 +32,7 @@ NEVER_US: Final = int(np.iinfo(np.int64).min)
 """``folded_until_us`` of a user whose state is still the start state."""
 
 LIVE_COUNTS: Final = "live_counts"
+LIVE_TRANSITIONS: Final = "live_transitions"
 TRANSITIONS: Final = "transitions"
 
 _FORMAT: Final = 2

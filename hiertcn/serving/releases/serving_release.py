@@ -23,6 +23,7 @@ from hiertcn.items.index import IdIndex
 from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.serving.live.live_followers import ReleasedTransitions
 from hiertcn.serving.live.live_windows import LiveWindows, MinuteCounts
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.log.logged_items import LoggedItem
@@ -37,7 +38,13 @@ from hiertcn.serving.ranking.candidate_ranking import drop_repeats, rank_togethe
 from hiertcn.serving.ranking.item_filters import Allowed, ItemFilters
 from hiertcn.serving.ranking.scoring_terms import ScoringTerms
 from hiertcn.serving.records.record import UserRecord
-from hiertcn.serving.records.snapshot import LIVE_COUNTS, TRANSITIONS, StateSnapshot, UserSnapshot
+from hiertcn.serving.records.snapshot import (
+    LIVE_COUNTS,
+    LIVE_TRANSITIONS,
+    TRANSITIONS,
+    StateSnapshot,
+    UserSnapshot,
+)
 
 _NEW_ITEMS_ROOM: Final = 1024
 """Live counts are widened for this many items more than are there."""
@@ -120,6 +127,8 @@ class ServingRelease:
             self.terms = self._open_terms(path)
             counted = path / "user_states" / LIVE_COUNTS
             before = MinuteCounts.open(counted) if counted.is_dir() else None
+            followed = path / "user_states" / LIVE_TRANSITIONS
+            transitions = ReleasedTransitions.open(followed) if followed.is_dir() else None
         except ReleaseError:
             raise
         except (InputError, OSError, ValueError) as error:
@@ -136,7 +145,7 @@ class ServingRelease:
             1.0 + self.popularity.max(initial=0.0)
         )
         self._recent = recent or RecentInteractions()
-        self._counted_before = before
+        self._counted_before, self._transitions_before = before, transitions
         self._live_room = len(self.items)
         self.live = self._count_live()
 
@@ -261,7 +270,12 @@ class ServingRelease:
     def _count_live(self) -> LiveWindows:
         self._live_room = len(self.items)
         return LiveWindows(
-            self._live_room, self.item_rows, self.watermark_us, self._recent, self._counted_before
+            self._live_room,
+            self.item_rows,
+            self.watermark_us,
+            self._recent,
+            self._counted_before,
+            self._transitions_before,
         )
 
     def _open_terms(self, path: Path) -> ScoringTerms | None:
