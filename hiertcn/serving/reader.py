@@ -38,6 +38,7 @@ from hiertcn.serving.rpc.methods import method_handlers
 from hiertcn.serving.rpc.servicers import RECOMMENDER, RELEASES, RecommenderMethods
 from hiertcn.serving.rpc.validation import wall_clock_us
 from hiertcn.serving.security.access_control import AccessControl
+from hiertcn.serving.security.shared_rate_limit import rate_table
 from hiertcn.serving.sidecar import Sidecar, cancelled
 from hiertcn.serving.stores.crash_note import crashes_noted
 from hiertcn.serving.stores.store import RecordStore
@@ -55,7 +56,7 @@ class ReaderOptions:
 
     Attributes:
         sidecar: options of the writing process, with the port that it bound.
-        door: folder of the writing process's socket.
+        door: folder of the writing process's socket and of the callers' rates.
         ready: file that is written when the process answers.
     """
 
@@ -94,11 +95,12 @@ class Reader(Sidecar):
     def __init__(self, options: ReaderOptions) -> None:
         super().__init__(options.sidecar)
         self._writer_url = writer_url(options.door)
+        self._rate_table = rate_table(options.door)
 
     async def _start(self) -> None:
         options = self._options
         repository = ReleaseRepository(options.repository)
-        access = AccessControl(options)
+        access = AccessControl(options, self._rate_table)
         self._serve_metrics()
         store = await asyncio.to_thread(open_to_read, options)
         self._parts.callback(store.close)
