@@ -1,9 +1,9 @@
 """A further process of a sidecar, on the same port: it ranks, and passes on what changes things.
 
-It reads the record store that the writing process keeps in LMDB, follows the event log for the live
-counts and new items, and follows the release pointer like any sidecar. It shares the item table and
-the snapshots with the other processes through the page cache. New items and live counts of the last
-half second may be missing here.
+It reads the record store that the writing process keeps, follows the event log for the live counts
+and new items (beside a shared store also what other sidecars tell of), and follows the release
+pointer like any sidecar. It shares the item table and the snapshots with the other processes
+through the page cache. New items and live counts of the last half second may be missing here.
 
     python -m hiertcn.serving.reader OPTIONS.json
 
@@ -26,6 +26,8 @@ from hiertcn.errors import HiertcnError
 from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.shared_arrivals import SharedArrivals
+from hiertcn.serving.log.event_log import log_identity
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.new_items.item_upserts import ItemUpserts
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
@@ -43,6 +45,7 @@ from hiertcn.serving.sidecar import Sidecar, cancelled
 from hiertcn.serving.stores.crash_note import crashes_noted
 from hiertcn.serving.stores.store import RecordStore
 from hiertcn.serving.stores.store_opening import open_to_read
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ class Reader(Sidecar):
         recent = RecentInteractions()
         new_items = NewItems(options.max_new_items)
         upserts = ItemUpserts(new_items, inference)
-        applied = await asyncio.to_thread(getattr, store, "applied")
+        applied = await asyncio.to_thread(getattr, store, "newest_applied")
         tail = LogTail(options.state_dir / "log", applied)
         await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, tail)
         activation = await self._activate(repository, control, inference, models, recent, upserts)
@@ -119,6 +122,10 @@ class Reader(Sidecar):
         await asyncio.to_thread(recent.fill, tail, tail.position, bound.oldest_watermark_us)
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)
+        if isinstance(store, ValkeyStore):
+            shared = SharedArrivals(store, log_identity(options.state_dir / "log"), recent)
+            shared.start()
+            self._parts.push_async_callback(asyncio.to_thread, shared.stop)
         engine = self._engine(activation, store, RemoteWriter(channel), models, upserts)
         for following in (activation.watch(), self._follow(tail, store, recent, upserts)):
             self._parts.push_async_callback(cancelled, asyncio.create_task(following))
@@ -134,8 +141,10 @@ class Reader(Sidecar):
         while True:
             await asyncio.sleep(_FOLLOW_S)
             try:
-                applied = await asyncio.to_thread(getattr, store, "applied")
-                if applied != tail.position:
+                # The newest, because a shared store's users follow the log each for themselves. It
+                # goes back when the store loses something, which then is applied again.
+                applied = await asyncio.to_thread(getattr, store, "newest_applied")
+                if applied > tail.position:
                     interactions, items = await asyncio.to_thread(tail.read, applied)
                     recent.add(interactions)
                     for item in items:

@@ -174,6 +174,40 @@ def test_a_caller_has_one_rate_over_all_processes_and_their_replacements(toys, t
         serving.stop()
 
 
+def test_every_process_counts_what_other_sidecars_of_one_valkey_record_and_the_own_once(
+    toy_repository, triton, start_sidecar, start_redis, tmp_path
+):
+    """Seen through the ranking without the model: Triton is gone by then."""
+    store, toy = start_redis().url, toy_repository.publish(NUMBER)
+    other = start_sidecar(
+        toy_repository, "", models="in-process", store=store, state_dir=tmp_path / "other"
+    )
+    serving = Serving(
+        toy_repository.root,
+        tmp_path,
+        *("--models=triton", f"--triton-url={triton.grpc_url}", f"--store={store}"),
+    )
+    live_us = toy.watermark_us + 1_000_000
+    try:
+        clients = serving.connect()
+        other.client.record([Interaction(f"u{n}", "item-7", live_us) for n in range(3)])
+        clients[0].record([Interaction(f"v{n}", "item-8", live_us) for n in range(2)])
+        # The stream keeps its order, so who has this has all that came before.
+        other.client.record([Interaction("w", "item-9", live_us)])
+        triton.stop()
+
+        def ranked(client):
+            found = client.recommend("nobody", k=3, timestamp_us=live_us + 120_000_000)
+            assert found.fallback
+            return ids(found)
+
+        for client in clients:
+            until(lambda client=client: ranked(client) == ["item-7", "item-8", "item-9"])
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+    finally:
+        serving.stop()
+
+
 def test_errors_come_back_through_every_process(serving):
     for client in serving.clients[:8]:
         with pytest.raises(Exception, match=r"interactions\[0\].item_id is empty"):
