@@ -7,6 +7,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import lmdb
 import psutil
 import pytest
 
@@ -230,6 +231,41 @@ def test_every_process_says_that_it_is_ready(serving):
         # An error status would raise.
         with urllib.request.urlopen(page.replace("/metrics", "/readyz"), timeout=WAIT_S) as answer:
             assert answer.read() == b"yes\n"
+
+
+def test_a_damaged_record_is_made_again_whichever_process_meets_it(toys, tmp_path):
+    serving = Serving(toys.root, tmp_path)
+    try:
+        clients = serving.connect()
+        start = toys.toys[NUMBER].watermark_us + 1_000_000
+        users = [f"u{n}" for n in range(CONNECTIONS)]
+        clients[0].record(
+            [Interaction(user, f"item-{n}", start + n) for user in users for n in range(3)]
+        )
+
+        def ranked():
+            return [
+                ids(client.recommend(user, k=5, timestamp_us=start + 3))
+                for client, user in zip(clients, users, strict=True)
+            ]
+
+        before = ranked()
+        records = str(serving.state_dir / "store" / "records")
+        with (
+            lmdb.open(records, map_size=1 << 30) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for user in users:
+                stored = transaction.get(user_key(user))
+                transaction.put(user_key(user), stored[:-1] + bytes([stored[-1] ^ 1]))
+        assert ranked() == before
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+        with urllib.request.urlopen(serving.about["metrics"], timeout=WAIT_S) as page:
+            assert f"hiertcn_records_repaired_total {float(len(users))}" in page.read().decode()
+        for client, user in zip(clients, users, strict=True):
+            assert [one.timestamp_us - start for one in client.get_user(user).journal] == [0, 1, 2]
+    finally:
+        serving.stop()
 
 
 def test_a_process_that_dies_is_replaced(serving):

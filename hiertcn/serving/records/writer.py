@@ -18,7 +18,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,17 @@ class _KeepFold:
 
 
 @dataclass(frozen=True)
+class _Repair:
+    keys: Collection[bytes]
+    future: "asyncio.Future[list[Applied]]"
+
+
+@dataclass(frozen=True)
 class _Barrier:
     future: "asyncio.Future[list[Applied]]"
 
 
-_Job = _Commit | _KeepFold | _Barrier | None
+_Job = _Commit | _KeepFold | _Repair | _Barrier | None
 
 
 class Writer(Protocol):
@@ -80,6 +86,10 @@ class Writer(Protocol):
 
     def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
         """See ``RecordWriter.keep_fold``."""
+        ...
+
+    async def repair(self, keys: Collection[bytes]) -> None:
+        """See ``RecordWriter.repair``."""
         ...
 
 
@@ -109,7 +119,7 @@ class RecordWriter:
         self._event_log = log
         self._new_items = new_items
         self._store = store
-        self.applier = EntryApplier(store, current, recent, metrics, new_items)
+        self.applier = EntryApplier(store, log, current, recent, metrics, new_items)
         self._current = current
         self._events = events
         self._metrics = metrics
@@ -185,6 +195,12 @@ class RecordWriter:
         if self._jobs.qsize() < _MAX_WAITING:
             self._jobs.put(_KeepFold(key, base_revision, record))
 
+    async def repair(self, keys: Collection[bytes]) -> None:
+        """Make records again that were found damaged; return when that is done, or has failed."""
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Repair(keys, future))
+        await future
+
     def remove(self, key: bytes, base_revision: int) -> None:
         """Remove a record that is not needed any more, unless it changed meanwhile."""
         self._jobs.put(_KeepFold(key, base_revision, None))
@@ -217,29 +233,43 @@ class RecordWriter:
         while not stopping:
             commits: list[_Commit] = []
             folds: list[_KeepFold] = []
+            repairs: list[_Repair] = []
             barriers: list[_Barrier] = []
             for job in self._gathered():
                 if isinstance(job, _Commit):
                     commits.append(job)
                 elif isinstance(job, _KeepFold):
                     folds.append(job)
+                elif isinstance(job, _Repair):
+                    repairs.append(job)
                 elif isinstance(job, _Barrier):
                     barriers.append(job)
                 else:
                     stopping = True
-            try:
-                if folds:
-                    self._keep_folds(folds)
-                if commits:
-                    self._commit_group(commits)
-                if self._event_log.is_full:
-                    self._rotate()
-                if not commits and not folds and not self._store.is_local:
-                    self._look_for_loss()
-            except Exception:
-                _log.exception("the record writer met an error; it goes on with the next group")
-            if barriers:
-                self._resolve([(barrier.future, []) for barrier in barriers])
+            damaged = {key for repair in repairs for key in repair.keys}
+            if not commits and not folds:
+                # What nobody waits for, such as what the sweeper met.
+                damaged |= self._store.damaged()
+            if damaged:
+                self._attempt(self.applier.repair, damaged)
+            if folds:
+                self._attempt(self._keep_folds, folds)
+            if commits:
+                self._attempt(self._commit_group, commits)
+            if self._event_log.is_full:
+                self._attempt(self._rotate)
+            if not commits and not folds and not self._store.is_local:
+                self._attempt(self._look_for_loss)
+            waited = [barrier.future for barrier in barriers] + [one.future for one in repairs]
+            if waited:
+                self._resolve([(future, []) for future in waited])
+
+    def _attempt(self, work: Callable[..., None], *arguments: object) -> None:
+        """Do a part of the work, whose failure must not keep the others from being done."""
+        try:
+            work(*arguments)
+        except Exception:
+            _log.exception("the record writer met an error; it goes on with what follows")
 
     def _look_for_loss(self) -> None:
         try:

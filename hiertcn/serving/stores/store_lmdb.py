@@ -21,7 +21,7 @@ import os
 import shutil
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,6 +92,7 @@ class LmdbStore:
         # A map must not be resized under a reader, whichever thread it is on.
         self._resizing = threading.Lock()
         self._damaged = False
+        self._damaged_records: set[bytes] = set()
         self.was_emptied = False
         if not read_only:
             directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ class LmdbStore:
             ) from error
 
     def get(self, key: bytes) -> UserRecord | None:
-        """The user's record, or None; a damaged one counts as None until the next start."""
+        """The user's record, or None; a damaged one counts as None."""
         return self.get_many([key])[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
@@ -129,6 +130,10 @@ class LmdbStore:
             self._note_damage(str(error))
             return [None] * len(keys)
         return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
+
+    def damaged(self) -> Set[bytes]:
+        """Users whose record was found damaged here, and has not been read whole since."""
+        return self._damaged_records
 
     @property
     def applied(self) -> Position:
@@ -301,13 +306,15 @@ class LmdbStore:
             self._lock_descriptor = None
 
     def _decoded(self, key: bytes, stored: bytes | None) -> UserRecord | None:
-        if stored is None:
-            return None
         try:
-            return decode(stored)
+            record = None if stored is None else decode(stored)
         except CorruptRecordError as error:
             self._note_damage(f"{key.hex()}: {error}")
+            self._damaged_records.add(key)
             return None
+        if self._damaged_records:
+            self._damaged_records.discard(key)
+        return record
 
     def _note_damage(self, what: str) -> None:
         _log.error(
