@@ -1,6 +1,7 @@
 """A damaged store costs a rebuild from the log, whichever page it is, and no interaction.
 
-A damaged record costs its own, at its next touch and while the sidecar serves.
+A damaged record costs its own, at its next touch and while the sidecar serves; so does a page that
+LMDB itself finds damaged, and all of the store.
 """
 
 import os
@@ -13,6 +14,7 @@ import pytest
 from hiertcn.serving.client import Interaction
 from hiertcn.serving.records.record import user_key
 from pipelines.serving_process import ServingProcess
+from tests.waiting import until
 
 PAGE = 4096
 T0 = 1_767_225_600_000_000 + 3_600_000_000
@@ -155,3 +157,31 @@ def test_a_damaged_record_neither_hides_nor_brings_back_a_deleted_user(served):
         client.record([Interaction(user, "item-2", NOW + 1)])
         flip_a_bit(served, [user])
         assert journal_of(client, user) == [("item-2", NOW + 1)]
+
+
+@pytest.mark.parametrize("touch", [*TOUCHES, "record", "sweep"])
+def test_damaged_pages_are_found_while_serving_and_the_store_is_filled_again(served, touch):
+    client, user = served.client, USERS[0]
+    client.delete_user("u59")
+    expected = {one: journal_of(client, one) for one in USERS[:59]}
+    before = {name: ask(client, user) for name, ask in TOUCHES.items()}
+    counted = served.sidecar.sweeper._recent.end
+    file = served.options.state_dir / "store" / "records" / "data.mdb"
+    # The pages of metadata stay. No other is of any kind, which LMDB looks at before it follows.
+    with file.open("r+b") as pages:
+        pages.seek(2 * PAGE)
+        pages.write(bytes(file.stat().st_size - 2 * PAGE))
+    if touch == "record":
+        assert client.record([Interaction(user, "item-9", NOW)]).accepted == 1
+        expected[user] = [*expected[user], ("item-9", NOW)]
+        counted += 1
+    elif touch == "sweep":
+        served.run(served.sidecar.sweeper.step(NOW))
+    else:
+        assert TOUCHES[touch](client, user) == before[touch]
+    until(lambda: {one: journal_of(client, one) for one in expected} == expected)
+    assert client.get_user("u59") is None
+    # What was counted as live is not counted again.
+    assert served.sidecar.sweeper._recent.end == counted
+    assert client.record([Interaction("u1", "item-9", NOW)]).accepted == 1
+    served.stop()

@@ -108,3 +108,5 @@ def test_a_server_that_dies_and_forgets_gets_everything_back(
     assert running.client.record([Interaction("bob", "item-2", T0 + 1)]).accepted == 1
     assert len(running.client.get_user("ada").journal) == 5
     assert len(running.client.get_user("bob").journal) == 2
+    # What was applied again is live once.
+    assert running.sidecar.sweeper._recent.end == 7

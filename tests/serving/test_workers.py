@@ -233,7 +233,7 @@ def test_every_process_says_that_it_is_ready(serving):
             assert answer.read() == b"yes\n"
 
 
-def test_a_damaged_record_is_made_again_whichever_process_meets_it(toys, tmp_path):
+def test_damaged_records_and_pages_are_made_again_whichever_process_meets_them(toys, tmp_path):
     serving = Serving(toys.root, tmp_path)
     try:
         clients = serving.connect()
@@ -262,6 +262,16 @@ def test_a_damaged_record_is_made_again_whichever_process_meets_it(toys, tmp_pat
         assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
         with urllib.request.urlopen(serving.about["metrics"], timeout=WAIT_S) as page:
             assert f"hiertcn_records_repaired_total {float(len(users))}" in page.read().decode()
+        # All pages but those of metadata: the process that writes begins another file.
+        file = serving.state_dir / "store" / "records" / "data.mdb"
+        begun = file.stat().st_ino
+        with file.open("r+b") as pages:
+            pages.seek(8192)
+            pages.write(bytes(file.stat().st_size - 8192))
+        for _ in range(2):
+            assert ranked() == before
+        assert file.stat().st_ino != begun
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
         for client, user in zip(clients, users, strict=True):
             assert [one.timestamp_us - start for one in client.get_user(user).journal] == [0, 1, 2]
     finally:

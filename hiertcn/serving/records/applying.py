@@ -83,9 +83,12 @@ class EntryApplier:
         self._metrics = metrics
         self._new_items = new_items
         self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
+        self.counted = BEGINNING
+        """Up to where live counts and ``tell`` have had the log: a store that lost records is given
+        entries again."""
 
     def apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
-        """Apply the entries that the log ends at ``position`` with.
+        """Apply the entries that the log ends at ``position`` with, or those before them again.
 
         Raises:
             ServingError: the store cannot be written.
@@ -203,11 +206,18 @@ class EntryApplier:
                 "interactions could not be applied, because other writers changed the same users' "
                 f"records {_MAX_CONFLICTS} times meanwhile; retry"
             )
-        changed = [
-            entry
-            for place, entry in enumerate(entries)
-            if applied[place].outcome is not Outcome.DUPLICATE
-        ]
+        if position > self.counted:
+            self._count(
+                [
+                    entry
+                    for place, entry in enumerate(entries)
+                    if applied[place].outcome is not Outcome.DUPLICATE
+                ]
+            )
+            self.counted = position
+        return [applied[place] for place in range(len(entries))]
+
+    def _count(self, changed: Sequence[UserEntry]) -> None:
         accepted = [
             (entry.item_id, entry.timestamp_us)
             for entry in changed
@@ -216,7 +226,6 @@ class EntryApplier:
         self._recent.add(accepted)
         if self.tell is not None:
             self.tell(accepted, [one for one in changed if isinstance(one, LoggedDeletion)])
-        return [applied[place] for place in range(len(entries))]
 
     def _under(
         self,

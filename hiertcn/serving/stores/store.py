@@ -29,7 +29,7 @@ class Change(NamedTuple):
 
 
 class StoreBehindError(ServingError):
-    """The store lacks entries that it had: it lost its newest writes (a failover, a restart).
+    """The store lacks entries that it had: its newest (a failover, a restart), or all (damage).
 
     Nothing was written; applying the log from :attr:`RecordStore.applied` on heals it.
     """
