@@ -1,9 +1,9 @@
 """A further process of a sidecar, on the same port: it ranks, and passes on what changes things.
 
-It reads the record store that the writing process keeps in LMDB, follows the event log for the live
-counts and new items, and follows the release pointer like any sidecar. It shares the item table and
-the snapshots with the other processes through the page cache. New items and live counts of the last
-half second may be missing here.
+It reads the record store that the writing process keeps, follows the event log for the live counts
+and new items (beside a shared store also what other sidecars tell of), and follows the release
+pointer like any sidecar. It shares the item table and the snapshots with the other processes
+through the page cache. New items and live counts of the last half second may be missing here.
 
     python -m hiertcn.serving.reader OPTIONS.json
 
@@ -27,6 +27,8 @@ from hiertcn.files import read_json, write_json
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.live.last_items import LastItems
 from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.shared_arrivals import SharedArrivals
+from hiertcn.serving.log.event_log import log_identity
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.new_items.item_upserts import ItemUpserts
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
@@ -39,10 +41,12 @@ from hiertcn.serving.rpc.methods import method_handlers
 from hiertcn.serving.rpc.servicers import RECOMMENDER, RELEASES, RecommenderMethods
 from hiertcn.serving.rpc.validation import wall_clock_us
 from hiertcn.serving.security.access_control import AccessControl
+from hiertcn.serving.security.shared_rate_limit import rate_table
 from hiertcn.serving.sidecar import Sidecar, cancelled
 from hiertcn.serving.stores.crash_note import crashes_noted
 from hiertcn.serving.stores.store import RecordStore
 from hiertcn.serving.stores.store_opening import open_to_read
+from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class ReaderOptions:
 
     Attributes:
         sidecar: options of the writing process, with the port that it bound.
-        door: folder of the writing process's socket.
+        door: folder of the writing process's socket and of the callers' rates.
         ready: file that is written when the process answers.
     """
 
@@ -95,11 +99,12 @@ class Reader(Sidecar):
     def __init__(self, options: ReaderOptions) -> None:
         super().__init__(options.sidecar)
         self._writer_url = writer_url(options.door)
+        self._rate_table = rate_table(options.door)
 
     async def _start(self) -> None:
         options = self._options
         repository = ReleaseRepository(options.repository)
-        access = AccessControl(options)
+        access = AccessControl(options, self._rate_table)
         self._serve_metrics()
         store = await asyncio.to_thread(open_to_read, options)
         self._parts.callback(store.close)
@@ -110,7 +115,7 @@ class Reader(Sidecar):
         recent = RecentInteractions()
         new_items = NewItems(options.max_new_items)
         upserts = ItemUpserts(new_items, inference)
-        applied = await asyncio.to_thread(getattr, store, "applied")
+        applied = await asyncio.to_thread(getattr, store, "newest_applied")
         tail = LogTail(options.state_dir / "log", applied)
         await asyncio.to_thread(new_items.load, options.state_dir / SAVED_FILE, tail)
         activation = await self._activate(repository, control, inference, models, recent, upserts)
@@ -125,6 +130,10 @@ class Reader(Sidecar):
         )
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)
+        if isinstance(store, ValkeyStore):
+            shared = SharedArrivals(store, log_identity(options.state_dir / "log"), recent)
+            shared.start()
+            self._parts.push_async_callback(asyncio.to_thread, shared.stop)
         engine = self._engine(activation, store, RemoteWriter(channel), models, upserts)
         for following in (activation.watch(), self._follow(tail, store, recent, upserts)):
             self._parts.push_async_callback(cancelled, asyncio.create_task(following))
@@ -142,8 +151,10 @@ class Reader(Sidecar):
         while True:
             await asyncio.sleep(_FOLLOW_S)
             try:
-                applied = await asyncio.to_thread(getattr, store, "applied")
-                if applied != tail.position:
+                # The newest, because a shared store's users follow the log each for themselves. It
+                # goes back when the store loses something, which then is applied again.
+                applied = await asyncio.to_thread(getattr, store, "newest_applied")
+                if applied > tail.position:
                     interactions, items = await asyncio.to_thread(tail.read, applied)
                     recent.add(
                         [(one.item_id, one.timestamp_us) for one in interactions],

@@ -51,6 +51,7 @@ from hiertcn.serving.rpc.servicers import (
 )
 from hiertcn.serving.rpc.validation import wall_clock_us
 from hiertcn.serving.security.access_control import AccessControl, AccessInterceptor, server_tls
+from hiertcn.serving.security.shared_rate_limit import rate_table
 from hiertcn.serving.stores.store import RecordStore
 from hiertcn.serving.stores.store_opening import open_store
 from hiertcn.serving.stores.store_valkey import ValkeyStore
@@ -78,7 +79,7 @@ class Sidecar:
         Args:
             options: how to run.
             door: folder, private to this user, for the socket that the sidecar's other processes
-                come through (``reader.py``); None where it has no others.
+                come through (``reader.py``), and for what they share; None where it has no others.
         """
         self._options = options
         self._door = door
@@ -134,7 +135,8 @@ class Sidecar:
                 f"the release repository {repository.root} does not exist; publish a release "
                 "there with 'python -m pipelines run', or give another --repository"
             )
-        access = AccessControl(options)
+        table = rate_table(self._door, create=True) if self._door is not None else None
+        access = AccessControl(options, table)
         server = self._bind(self._interceptors(access))
         self._serve_metrics()
         log = EventLog.open(

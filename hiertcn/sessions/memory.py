@@ -48,13 +48,15 @@ FEATURES: Final = (
 HISTORY: Final = 200
 """Newest interactions of a user that are remembered."""
 
+_ANY_ROW: Final = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histories:
     """The newest interactions of each request's user, oldest first, one request after another.
 
     Attributes:
-        rows: int32 ``[h]``, item rows; those past the catalogue, or -1, keep their place only.
+        rows: int32 ``[h]``, item rows; -1, and those that are no items, keep their place only.
         sessions: int64 ``[h]``, a number that grows from session to session of one request.
         offsets: int64 ``[n + 1]``.
         running: int64 ``[n]``, interactions of the running session, which are each request's last.
@@ -102,19 +104,28 @@ class MemoryFeatures:
     Args:
         table: the transitions; its length is the catalogue's.
         live: the newest ones; None where there are none.
+        items_past_table: whether rows past the table are items too, which nothing is known to
+            follow: the sidecar's, that came after the table was made. Else they are none.
     """
 
-    def __init__(self, table: TransitionTable, live: LiveTransitions | None = None) -> None:
+    def __init__(
+        self,
+        table: TransitionTable,
+        live: LiveTransitions | None = None,
+        *,
+        items_past_table: bool = False,
+    ) -> None:
         self._table = table
         self._live = no_transitions() if live is None else live
+        self._catalogue = _ANY_ROW if items_past_table else len(table)
 
     @property
     def items(self) -> int:
-        """Length of the catalogue."""
+        """Length of the catalogue that the table is of."""
         return len(self._table)
 
     def of_catalogue(self, histories: Histories) -> NDArray[np.float32]:
-        """Return the features of all items for ``n`` histories: ``[features, n, items]``."""
+        """Return the features of the table's items: float32 ``[features, n, items]``."""
         out = np.zeros((len(FEATURES), len(histories), self.items), np.float32)
         fill_catalogue(out, *self._inputs(histories))
         return out
@@ -129,7 +140,7 @@ class MemoryFeatures:
         Args:
             histories: ``n`` of them.
             rows: item rows, ``[n, count]``, or ``[count]`` asked of every history; negative rows,
-                and those past the table, get zeros.
+                and those that are no items, get zeros.
         """
         shared = rows.ndim == 1
         asked = np.ascontiguousarray(rows[None] if shared else rows, np.int64)
@@ -173,6 +184,8 @@ class MemoryFeatures:
                 histories.running,
                 histories.asked_us,
             ),
-            TableArrays(table.offsets, table.followers, table.weights, table.totals),
+            TableArrays(
+                table.offsets, table.followers, table.weights, table.totals, self._catalogue
+            ),
             self._live,
         )

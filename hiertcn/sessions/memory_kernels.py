@@ -40,12 +40,16 @@ class HistoryArrays(NamedTuple):
 
 
 class TableArrays(NamedTuple):
-    """`TransitionTable` as compiled code takes it."""
+    """`TransitionTable` as compiled code takes it.
+
+    ``catalogue`` is how many rows are items: those past the table have no followers.
+    """
 
     offsets: NDArray[np.int64]
     followers: NDArray[np.int32]
     weights: NDArray[np.float32]
     totals: NDArray[np.float32]
+    catalogue: int
 
 
 class _Slots(NamedTuple):
@@ -75,8 +79,9 @@ def fill_catalogue(
         slots = _added_up(request, histories, table, live, slots)
         for place in range(slots.held[0]):
             slot = slots.used[place]
-            for feature in range(_FEATURES):
-                out[feature, request, slots.items[slot]] = slots.features[slot, feature]
+            if slots.items[slot] < out.shape[2]:
+                for feature in range(_FEATURES):
+                    out[feature, request, slots.items[slot]] = slots.features[slot, feature]
 
 
 @compiled
@@ -232,7 +237,7 @@ def _added_up(
 ) -> _Slots:
     """One request's features, in emptied slots or larger ones."""
     rows, sessions = histories.rows, histories.sessions
-    items = len(table.totals)
+    items, catalogue = len(table.totals), table.catalogue
     first, end = histories.offsets[request], histories.offsets[request + 1]
     session_start = end - histories.running[request]
 
@@ -264,7 +269,7 @@ def _added_up(
     followers = np.empty(NEWEST, np.int32)
     weight = 1.0
     for place in range(end - 1, live_start - 1, -1):
-        if 0 <= rows[place] < items:
+        if 0 <= rows[place] < catalogue:
             count = newest_followers(live, rows[place], histories.asked_us[request], followers)
             for follower in followers[:count]:
                 features[_slot_of(slots, follower), 5] += weight / (count + SMOOTHING)
@@ -291,7 +296,7 @@ def _added_up(
                     if sessions[follower_place] != sessions[place]:
                         break
                     follower = rows[follower_place]
-                    if 0 <= follower < items:
+                    if 0 <= follower < catalogue:
                         if adds:
                             features[_slot_of(slots, follower), 1] += followed / (own_sum + 1.0)
                         else:
@@ -305,19 +310,19 @@ def _added_up(
     past, share = 0.0, 1.0
     for place in range(session_start - 1, first - 1, -1):
         share = _aged(share, sessions, place, session_start)
-        if 0 <= rows[place] < items:
+        if 0 <= rows[place] < catalogue:
             past += share
     share = 1.0
     for place in range(session_start - 1, first - 1, -1):
         share = _aged(share, sessions, place, session_start)
         item = rows[place]
-        if 0 <= item < items:
+        if 0 <= item < catalogue:
             slot = _slot_of(slots, item)
             features[slot, 2] += share / past
             features[slot, 4] = features[slot, 0]
     for place in range(session_start, end):
         item = rows[place]
-        if 0 <= item < items:
+        if 0 <= item < catalogue:
             features[_slot_of(slots, item), 3] = 1.0
     return slots
 

@@ -6,7 +6,7 @@ against the toy's arithmetic with those vectors.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,24 @@ from typer.testing import CliRunner
 from hiertcn.cli import app
 from hiertcn.errors import InputError, OverloadError, ReleaseError
 from hiertcn.export.onnx import export_model
+from hiertcn.export.scoring_terms import export_terms
 from hiertcn.export.tensors import INPUTS, ITEM_ENCODER, NEIGHBOR_LAYERS, NEIGHBOR_WEIGHTS, OUTPUTS
 from hiertcn.graph.walks import NO_ITEM, Neighborhoods, WalkOptions
 from hiertcn.items.features import FeatureMatrix, FeatureOptions, encode_features
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.serving.client import Filter, Interaction, NewItem
+from hiertcn.sessions.cut import build_sessions
+from hiertcn.sessions.request_features import FEATURES, RequestFeatures
+from hiertcn.sessions.store import SessionStore
+from hiertcn.sessions.transitions import count_transitions
 from hiertcn.training.item_inference import embed_items
 from models.graphsage import GraphSAGE, GraphSAGEConfig
 from models.item_encoder_serving import NewItemEncoder
+from models.scoring_terms import ScoringTerms
+from tests.session_logs import write_events
 
-WITHOUT_ENCODER, FIRST, SECOND = 2026010101, 2026010102, 2026010201
+WITHOUT_ENCODER, FIRST, WITH_TERMS, SECOND = 2026010101, 2026010102, 2026010103, 2026010201
 ITEMS, HIDDEN, TOP = 50, 6, 4
 HOUR_US = 3_600_000_000
 OPTIONS = FeatureOptions(
@@ -314,6 +321,87 @@ def test_new_items_are_served_through_restarts_and_flips(
         client.recommend("ada", k=1000, timestamp_us=t0 + HOUR_US),
         first.scores((), ("novelty", "item-3")),
     )
+
+
+def test_new_items_have_the_terms_that_the_offline_ranker_gives_them(
+    toys, shared_triton, encoder, start_sidecar, tmp_path
+):
+    """A ranker that has the new items in its catalogue, and a transition table that has not."""
+    t0 = toys.toys[SECOND].watermark_us + HOUR_US
+    ids = [*toys.toys[FIRST].item_ids, "novelty", "loner"]
+    rng = np.random.default_rng(9)
+    log = []
+    for user in ("ada", "bob", "eve"):
+        at = t0 + int(rng.integers(HOUR_US))
+        for _ in range(4):
+            for _ in range(5):
+                log.append(Interaction(user, str(rng.choice([*ids[:4], *ids[-2:]])), at))
+                at += int(rng.integers(1, HOUR_US // 10))
+            at += HOUR_US
+    log.sort(key=lambda one: one.timestamp_us)
+    index = IdIndex.build(ids, tmp_path / "index")
+    rows = [
+        {"user_id": one.user_id, "item_id": one.item_id, "timestamp": one.timestamp_us}
+        for one in log
+    ]
+    build_sessions(write_events(tmp_path / "events", rows), index, tmp_path / "sessions")
+    store = SessionStore.open(tmp_path / "sessions")
+    transitions = count_transitions(store, ITEMS)
+    features = RequestFeatures(
+        FEATURES,
+        store,
+        replace(
+            transitions,
+            offsets=np.pad(transitions.offsets, (0, 2), mode="edge"),
+            totals=np.pad(transitions.totals, (0, 2)),
+        ),
+    )
+    torch.manual_seed(2)
+    terms = ScoringTerms(FEATURES)
+    torch.nn.init.normal_(terms.gate.weight, std=0.3)
+    torch.nn.init.normal_(terms.gate.bias[:-2], mean=2.0)
+
+    def extend(parts: Path) -> dict[str, Path]:
+        export_terms(terms, parts / "scoring_terms.safetensors")
+        transitions.save(parts / "user_states" / "transitions")
+        catalogue = pq.read_table(parts.with_name(f"items-{FIRST}.parquet")).to_pylist()
+        return encoder.extend(WITH_TERMS, catalogue)(parts)
+
+    toys.publish(WITH_TERMS, seed=3, items=ITEMS, extend=extend)
+    running = start_sidecar(toys, shared_triton.grpc_url)
+    client = running.client
+    client.upsert_items([NOVELTY, LONER])
+    expected = Expected(toys, encoder, WITH_TERMS, (NOVELTY, LONER))
+    compared = 0
+    for one in log:
+        user = int(store.users.rows([one.user_id])[0])
+        mine = store.session_offsets[store.user_offsets[user : user + 2]]
+        place = int(mine[0] + np.searchsorted(store.timestamps_us[slice(*mine)], one.timestamp_us))
+        session = int(np.searchsorted(store.session_offsets, place, side="right")) - 1
+        sessions = [
+            tuple(ids[row] for row in store.item_rows[begin:end])
+            for number in range(int(store.user_offsets[user]), session + 1)
+            for begin, end in [store.session_offsets[number : number + 2]]
+        ]
+        begun = place - int(store.session_offsets[session])
+        dots = expected.scores(sessions[-1][:begun], *sessions[:-1])
+        found, context = features.of_items(
+            np.array([session]), np.array([place]), np.arange(len(ids))
+        )
+        with torch.inference_mode():
+            scores = terms(
+                torch.tensor([[dots[one] for one in ids]], dtype=torch.float32),
+                torch.from_numpy(context),
+                torch.from_numpy(found),
+            )[0].tolist()
+        wanted = dict(zip(ids, scores, strict=True))
+        asked = {"k": 1000, "timestamp_us": one.timestamp_us}
+        _assert_scored(client.recommend(one.user_id, **asked), wanted)
+        pool = ["item-0", "loner", "item-7", "novelty"]
+        _assert_scored(client.recommend(one.user_id, candidates=pool, **asked), wanted, pool)
+        compared += bool(found[:, 0, -2:].any())
+        client.record([one])
+    assert compared > 30
 
 
 def test_an_item_that_goes_viral_leads_the_ranking_without_the_model(

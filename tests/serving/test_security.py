@@ -28,6 +28,7 @@ from hiertcn.serving.preflight import require
 from hiertcn.serving.security.access import Access
 from hiertcn.serving.security.access_control import METHOD_SCOPES
 from hiertcn.serving.security.rate_limit import RateLimiter
+from hiertcn.serving.security.shared_rate_limit import SharedRateLimiter, rate_table
 from hiertcn.serving.security.tokens import Scope, TokenFile
 from tests.waiting import WAIT_S, patient_client
 
@@ -284,6 +285,36 @@ def test_the_limiter_forgets_the_callers_longest_silent():
     with pytest.raises(OverloadError):
         limiter.admit("c")
     limiter.admit("a")
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=60),
+    per_second=st.floats(0.5, 20),
+)
+def test_two_limiters_on_one_table_admit_what_one_would(tmp_path_factory, steps, per_second):
+    now = 0.0
+    table = rate_table(tmp_path_factory.mktemp("rates"), create=True)
+    shared = [SharedRateLimiter(per_second, table, clock=lambda: now) for _ in range(2)]
+    alone = RateLimiter(per_second, clock=lambda: now)
+    for step, second in steps:
+        now += step
+        assert shared[second].wait_s("caller") == alone.wait_s("caller")
+
+
+def test_a_full_table_forgets_callers_whose_buckets_are_full(tmp_path):
+    now = 0.0
+    table = rate_table(tmp_path, create=True)
+    limiter = SharedRateLimiter(1.0, table, clock=lambda: now)
+    for n in range(20_000):
+        limiter.admit(f"long silent {n}")
+    now = 10.0
+    callers = [b"caller %d" % n for n in range(1000)]
+    for caller in callers:
+        limiter.admit(caller)
+    for caller in callers:
+        with pytest.raises(OverloadError, match="rate limit"):
+            limiter.admit(caller)
+    assert table.stat().st_size < 1 << 20
 
 
 def test_a_message_over_the_bound_is_refused(shared_toy, shared_triton, start_sidecar):

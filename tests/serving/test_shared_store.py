@@ -66,6 +66,27 @@ def test_live_counts_and_deletions_reach_the_other_sidecar(two):
     assert [entry.item_id for entry in first.client.get_user("eve").journal] == ["item-5"]
 
 
+def test_a_damaged_record_is_made_again_from_the_own_log(shared_toy, start_sidecar, start_redis):
+    import valkey
+
+    server = start_redis()
+    running = start_sidecar(shared_toy, "", models="in-process", store=server.url, fsync="os")
+    running.client.record([Interaction("ada", f"item-{n}", T0 + n) for n in range(5)])
+    before = running.client.recommend("ada", timestamp_us=T0 + 9)
+    with valkey.Valkey(port=server.port) as client:
+        for touch in ("recommend", "record"):
+            (name,) = client.scan_iter(match="hiertcn:*:u:*")
+            stored = client.get(name)
+            client.set(name, stored[:-1] + bytes([stored[-1] ^ 1]))
+            if touch == "recommend":
+                found = running.client.recommend("ada", timestamp_us=T0 + 9)
+                assert found.items == before.items
+            else:
+                assert running.client.record([Interaction("ada", "item-1", T0 + 1)]).duplicates
+            assert len(running.client.get_user("ada").journal) == 5
+    assert running.value("hiertcn_records_repaired_total") == 2
+
+
 def test_a_server_that_dies_and_forgets_gets_everything_back(
     shared_toy, start_sidecar, start_redis
 ):
@@ -87,3 +108,5 @@ def test_a_server_that_dies_and_forgets_gets_everything_back(
     assert running.client.record([Interaction("bob", "item-2", T0 + 1)]).accepted == 1
     assert len(running.client.get_user("ada").journal) == 5
     assert len(running.client.get_user("bob").journal) == 2
+    # What was applied again is live once.
+    assert running.sidecar.sweeper._recent.end == 7

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hiertcn.serving.log.event_log import BEGINNING, Position
-from hiertcn.serving.records.record import new_record, user_key
+from hiertcn.serving.records.record import DAMAGED, new_record, user_key
 from hiertcn.serving.stores.store import Change
 from hiertcn.serving.stores.store_lmdb import LmdbStore
 from hiertcn.serving.stores.store_valkey import ValkeyStore
@@ -105,6 +105,36 @@ def test_a_refused_change_does_not_refuse_others(open_store):
     refused = store.write({key: Change(record(2), 1 + (n == 2)) for n, key in enumerate(keys)})
     assert refused == {keys[2]}
     assert revisions(store, *keys) == [2, 2, 1, 2]
+
+
+def damage(store, key):
+    """Flip a bit of a stored record behind the store's back."""
+    if isinstance(store, LmdbStore):
+        with store._environment.begin(write=True) as transaction:
+            stored = transaction.get(key)
+            transaction.put(key, stored[:-1] + bytes([stored[-1] ^ 1]))
+    else:
+        name = store._record_key(key)
+        stored = store.execute("GET", name)
+        store.execute("SET", name, stored[:-1] + bytes([stored[-1] ^ 1]))
+
+
+def test_a_damaged_record_reads_as_none_and_gives_way_only_to_its_repair(open_store):
+    store = open_store()
+    store.write({ADA: Change(record(1), None), BOB: Change(record(1), None)})
+    assert not store.damaged()
+    damage(store, ADA)
+    assert revisions(store, ADA, BOB) == [None, 1]
+    assert set(store.damaged()) == {ADA}
+    assert store.write({ADA: Change(record(1), None)}) == {ADA}
+    assert store.write({ADA: Change(record(9), DAMAGED), BOB: Change(record(9), DAMAGED)}) == {BOB}
+    assert revisions(store, ADA, BOB) == [9, 1]
+    assert not store.damaged()
+    damage(store, ADA)
+    assert store.get(ADA) is None
+    assert store.write({ADA: Change(None, DAMAGED)}) == set()
+    assert store.get(ADA) is None
+    assert not store.damaged()
 
 
 def test_many_records_are_read_written_and_scanned(open_store):

@@ -7,13 +7,16 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import lmdb
 import psutil
 import pytest
 
+from hiertcn.errors import OverloadError
 from hiertcn.files import read_json
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.client import Interaction
 from hiertcn.serving.records.record import user_key
+from hiertcn.serving.security.access import Access
 from hiertcn.serving.stores.store_lmdb import LmdbStore
 from tests.waiting import PATIENT_SERVE, WAIT_S, patient_client, until
 
@@ -25,7 +28,7 @@ CONNECTIONS = 24
 class Serving:
     """``hiertcn serve --workers 2`` as a process, and one client for each of many connections."""
 
-    def __init__(self, root, folder):
+    def __init__(self, root, folder, *options):
         self.state_dir = folder / "state"
         self.log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
@@ -33,6 +36,7 @@ class Serving:
                 *(sys.executable, "-m", "hiertcn.cli", "serve", f"--repository={root}"),
                 *(f"--state-dir={self.state_dir}", "--port=0", "--metrics-port=0"),
                 *(f"--workers={WORKERS}", "--models=in-process", PATIENT_SERVE),
+                *options,
             ],
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -43,9 +47,10 @@ class Serving:
         self.about = read_json(ready)
         self.clients = []
 
-    def connect(self):
-        self.clients = [patient_client(self.about["address"]) for _ in range(CONNECTIONS)]
-        return self.clients
+    def connect(self, **options):
+        more = [patient_client(self.about["address"], **options) for _ in range(CONNECTIONS)]
+        self.clients += more
+        return more
 
     def stop(self):
         for client in self.clients:
@@ -73,11 +78,20 @@ def ids(found):
     return [item.item_id for item in found.items]
 
 
-def connections_by_process(serving):
+def replacements(serving):
+    """Processes that were not there when serving began."""
+    return [
+        child.pid
+        for child in psutil.Process(serving.process.pid).children()
+        if child.pid not in serving.about["workers"] and child.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def connections_by_process(serving, status=psutil.CONN_ESTABLISHED):
     port = int(serving.about["address"].rpartition(":")[2])
     return [
         sum(
-            one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED
+            one.laddr.port == port and one.status == status
             for one in psutil.Process(pid).net_connections("tcp")
         )
         for pid in serving.about["workers"]
@@ -125,6 +139,76 @@ def test_every_process_ranks_alike_and_sees_what_was_acknowledged(serving, toys)
         assert ids(found) == folded
 
 
+def test_a_caller_has_one_rate_over_all_processes_and_their_replacements(toys, tmp_path):
+    tokens, access = tmp_path / "tokens", []
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(f"read {name * 4}\n")
+        access.append(Access(token_file=tmp_path / name))
+    tokens.write_text("".join((tmp_path / name).read_text() for name in ("first", "second")))
+    # A bucket holds one request, and nobody waits 1,000 s for the next.
+    serving = Serving(toys.root, tmp_path, f"--token-file={tokens}", "--rate-limit=0.001")
+
+    def admitted(clients):
+        def ask(client):
+            try:
+                return len(client.recommend("ada", k=1).items)
+            except OverloadError as error:
+                assert "rate limit" in str(error)
+                return 0
+
+        with ThreadPoolExecutor(len(clients)) as threads:
+            return sum(threads.map(ask, clients))
+
+    try:
+        first = serving.connect(access=access[0])
+        assert admitted(first) == 1
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+        assert admitted(serving.connect(access=access[1])) == 1
+        os.kill(serving.about["workers"][1], signal.SIGKILL)
+        until(lambda: replacements(serving))
+        serving.about["workers"][1] = replacements(serving)[0]
+        until(lambda: connections_by_process(serving, psutil.CONN_LISTEN)[1])
+        again = serving.connect(access=access[0])
+        assert admitted(again) == 0
+        assert connections_by_process(serving)[1] > 0
+    finally:
+        serving.stop()
+
+
+def test_every_process_counts_what_other_sidecars_of_one_valkey_record_and_the_own_once(
+    toy_repository, triton, start_sidecar, start_redis, tmp_path
+):
+    """Seen through the ranking without the model: Triton is gone by then."""
+    store, toy = start_redis().url, toy_repository.publish(NUMBER)
+    other = start_sidecar(
+        toy_repository, "", models="in-process", store=store, state_dir=tmp_path / "other"
+    )
+    serving = Serving(
+        toy_repository.root,
+        tmp_path,
+        *("--models=triton", f"--triton-url={triton.grpc_url}", f"--store={store}"),
+    )
+    live_us = toy.watermark_us + 1_000_000
+    try:
+        clients = serving.connect()
+        other.client.record([Interaction(f"u{n}", "item-7", live_us) for n in range(3)])
+        clients[0].record([Interaction(f"v{n}", "item-8", live_us) for n in range(2)])
+        # The stream keeps its order, so who has this has all that came before.
+        other.client.record([Interaction("w", "item-9", live_us)])
+        triton.stop()
+
+        def ranked(client):
+            found = client.recommend("nobody", k=3, timestamp_us=live_us + 120_000_000)
+            assert found.fallback
+            return ids(found)
+
+        for client in clients:
+            until(lambda client=client: ranked(client) == ["item-7", "item-8", "item-9"])
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+    finally:
+        serving.stop()
+
+
 def test_errors_come_back_through_every_process(serving):
     for client in serving.clients[:8]:
         with pytest.raises(Exception, match=r"interactions\[0\].item_id is empty"):
@@ -149,16 +233,54 @@ def test_every_process_says_that_it_is_ready(serving):
             assert answer.read() == b"yes\n"
 
 
-def test_a_process_that_dies_is_replaced(serving):
-    before = serving.about["workers"]
-    os.kill(before[1], signal.SIGKILL)
-    parent = psutil.Process(serving.process.pid)
-    until(
-        lambda: any(
-            child.pid not in before and child.status() != psutil.STATUS_ZOMBIE
-            for child in parent.children()
+def test_damaged_records_and_pages_are_made_again_whichever_process_meets_them(toys, tmp_path):
+    serving = Serving(toys.root, tmp_path)
+    try:
+        clients = serving.connect()
+        start = toys.toys[NUMBER].watermark_us + 1_000_000
+        users = [f"u{n}" for n in range(CONNECTIONS)]
+        clients[0].record(
+            [Interaction(user, f"item-{n}", start + n) for user in users for n in range(3)]
         )
-    )
+
+        def ranked():
+            return [
+                ids(client.recommend(user, k=5, timestamp_us=start + 3))
+                for client, user in zip(clients, users, strict=True)
+            ]
+
+        before = ranked()
+        records = str(serving.state_dir / "store" / "records")
+        with (
+            lmdb.open(records, map_size=1 << 30) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for user in users:
+                stored = transaction.get(user_key(user))
+                transaction.put(user_key(user), stored[:-1] + bytes([stored[-1] ^ 1]))
+        assert ranked() == before
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+        with urllib.request.urlopen(serving.about["metrics"], timeout=WAIT_S) as page:
+            assert f"hiertcn_records_repaired_total {float(len(users))}" in page.read().decode()
+        # All pages but those of metadata: the process that writes begins another file.
+        file = serving.state_dir / "store" / "records" / "data.mdb"
+        begun = file.stat().st_ino
+        with file.open("r+b") as pages:
+            pages.seek(8192)
+            pages.write(bytes(file.stat().st_size - 8192))
+        for _ in range(2):
+            assert ranked() == before
+        assert file.stat().st_ino != begun
+        assert sum(count > 0 for count in connections_by_process(serving)) == WORKERS
+        for client, user in zip(clients, users, strict=True):
+            assert [one.timestamp_us - start for one in client.get_user(user).journal] == [0, 1, 2]
+    finally:
+        serving.stop()
+
+
+def test_a_process_that_dies_is_replaced(serving):
+    os.kill(serving.about["workers"][1], signal.SIGKILL)
+    until(lambda: replacements(serving))
 
 
 def test_sigterm_drains_every_process_and_nothing_acknowledged_is_lost(serving, toys):

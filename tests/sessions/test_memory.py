@@ -1,5 +1,6 @@
 """Features of requests against definitions written out as plain loops."""
 
+import dataclasses
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -212,6 +213,32 @@ def test_asked_items_have_the_catalogues_features_and_support_is_complete(stores
     np.testing.assert_array_equal(in_session, asked[3])
     for request, line in enumerate(features.support(histories, ITEMS)):
         assert sorted(line[line >= 0]) == np.flatnonzero(whole[:, request].any(axis=0)).tolist()
+
+
+@settings(max_examples=20)
+@given(users=USERS, known=st.integers(1, ITEMS))
+def test_items_past_the_table_are_items_that_nothing_is_known_to_follow(stores, users, known):
+    store = stores(users)
+    table = count_transitions(store, known)
+    padded = dataclasses.replace(
+        table,
+        offsets=np.pad(table.offsets, (0, ITEMS - known), mode="edge"),
+        totals=np.pad(table.totals, (0, ITEMS - known)),
+    )
+    interactions = np.arange(store.meta.interactions)
+    sessions = np.searchsorted(store.session_offsets, interactions, side="right") - 1
+    histories = histories_before(store, sessions, interactions)
+    found, expected = MemoryFeatures(table, items_past_table=True), MemoryFeatures(padded)
+    rows = np.arange(-1, ITEMS)
+    np.testing.assert_array_equal(
+        found.of_items(histories, rows), expected.of_items(histories, rows)
+    )
+    np.testing.assert_array_equal(
+        found.support(histories, ITEMS), expected.support(histories, ITEMS)
+    )
+    np.testing.assert_array_equal(
+        found.of_catalogue(histories), expected.of_catalogue(histories)[:, :, :known]
+    )
 
 
 def test_nothing_depends_on_later_interactions_or_other_requests(stores):

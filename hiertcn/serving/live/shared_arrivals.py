@@ -3,11 +3,11 @@
 Live counts are of the whole site, so every sidecar's ``RecentInteractions`` needs what the others
 record. Each group of accepted interactions becomes one entry of the stream ``<prefix>:arrivals``:
 item ids and times, no users. Every sidecar tails it from seven hours before its start on and skips
-its own entries, which it has from its log. The stream holds at most about 100,000 groups, and the
-server forgets it seven hours after the last one.
+its own entries, which it has from its log; so does each of its processes. The stream holds at most
+about 100,000 groups, and the server forgets it seven hours after the last one.
 
 Deletions go to ``<prefix>:deletions``, kept for 90 days: a sidecar that reads one logs it too, so
-the person is erased from its log and exported events as well.
+the person is erased from its log and exported events as well. The process that writes does that.
 
 Telling is best effort after the commit: a sidecar that dies in between leaves the others' live
 counts short by one group, and nothing else. The record's tombstone in the store is what forgets.
@@ -42,7 +42,8 @@ class SharedArrivals:
         store: the shared store.
         writer: a name of this sidecar's log that no other has.
         recent: takes what the others record.
-        on_deletion: called on the thread with each deletion that another sidecar told of.
+        on_deletion: called on the thread with each deletion that another sidecar told of; None
+            in a process that has no log to erase them from.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SharedArrivals:
         store: ValkeyStore,
         writer: str,
         recent: RecentInteractions,
-        on_deletion: Callable[[LoggedDeletion], None],
+        on_deletion: Callable[[LoggedDeletion], None] | None = None,
     ) -> None:
         self._store = store
         self._writer = writer.encode()
@@ -100,6 +101,8 @@ class SharedArrivals:
             count += 1
             if fields[b"w"] != self._writer:
                 self._recent.add(_unpacked(fields))
+        if self._on_deletion is None:
+            return count
         for place, fields in self._range(self._deletions, self._after_deletion):
             if fields[b"w"] != self._writer:
                 told = fields[b"d"]

@@ -22,6 +22,7 @@ are dropped. Entries never move: a deleted user's are overwritten by void ones o
 at latest 5 minutes after the deletion, when the segment is sealed for it. About 60 bytes an entry.
 """
 
+import contextlib
 import enum
 import logging
 import os
@@ -216,6 +217,8 @@ class EventLog:
     def replay(self, after: Position = BEGINNING) -> Iterator[tuple[Position, Entry]]:
         """Yield every entry after a position with the position behind it, oldest first.
 
+        A segment that is dropped meanwhile may be passed over.
+
         Raises:
             InputError: a segment is damaged before its end, naming file and offset.
         """
@@ -224,8 +227,9 @@ class EventLog:
                 continue
             start = after.offset if number == after.segment else 0
             path = _segment_path(self._directory, number)
-            for end, entry in read_segment(path, start):
-                yield Position(number, end), entry
+            with contextlib.suppress(FileNotFoundError):
+                for end, entry in read_segment(path, start):
+                    yield Position(number, end), entry
 
     def segments(self, until: Position) -> list[tuple[Path, int | None]]:
         """The segments up to a position, oldest first, and where each ends (None: as the file)."""

@@ -111,6 +111,11 @@ class Metrics:
             "User records rebuilt from a snapshot and the journal.",
             registry=self.registry,
         )
+        self.records_repaired = Counter(
+            "hiertcn_records_repaired",
+            "User records that failed their checksum and were made again from snapshot and log.",
+            registry=self.registry,
+        )
         self.release = Gauge(
             "hiertcn_release", "The release that is served.", registry=self.registry
         )

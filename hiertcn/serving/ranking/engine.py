@@ -192,7 +192,11 @@ class Engine:
             ServingError: the store cannot be reached.
         """
         release = self._current()
-        stored = await self._records.get(user_key(user_id))
+        key = user_key(user_id)
+        stored = await self._records.get(key)
+        if stored is None and self._records.is_damaged(key):
+            await self._writer.repair([key])
+            stored = await self._records.get(key)
         if stored is None and release.user_snapshot(user_id) is None:
             return None
         if stored is not None and _is_forgotten(stored, release):

@@ -175,6 +175,11 @@ class Recommendations:
                 began = time.perf_counter()
                 stored = await self._records.get_many([request.key for request in fresh])
                 self._ended("read", began, fresh)
+                read = list(zip(fresh, stored, strict=True))
+                if damaged := [one for one, record in read if self._is_damaged(one, record)]:
+                    self._start(self._repair(release, damaged))
+                    fresh = [one for one in fresh if one not in damaged]
+                    stored = [record for one, record in read if one not in damaged]
                 self._prepare(release, fresh, stored)
                 for request in fresh:
                     if request.cut.closed and not request.answer.done():
@@ -184,10 +189,25 @@ class Recommendations:
             return
         groups: dict[tuple[bool, int], list[RecommendationRequest]] = defaultdict(list)
         for request in batch:
-            if not request.answer.done() and not request.cut.closed:
+            if request.record is not None and not request.answer.done() and not request.cut.closed:
                 is_long = len(request.cut.open_rows) > _SHORT
                 groups[is_long, request.timestamp_us // MINUTE_US].append(request)
         await asyncio.gather(*(self._rank(release, group) for group in groups.values()))
+
+    def _is_damaged(self, request: RecommendationRequest, stored: UserRecord | None) -> bool:
+        return stored is None and not request.is_repaired and self._records.is_damaged(request.key)
+
+    async def _repair(self, release: ServingRelease, requests: list[RecommendationRequest]) -> None:
+        """Have damaged records made again, and let their requests join a later batch."""
+        for request in requests:
+            request.is_repaired = True
+        try:
+            await self._writer.repair([request.key for request in requests])
+        except Exception as error:
+            _fail(requests, error)
+        for request in requests:
+            if not request.answer.done():
+                self._gatherer.add(release, request)
 
     def _prepare(
         self,

@@ -49,6 +49,7 @@ class RecommendationRequest:
         excluded: int64 ``[n]``, rows never to return, where the catalogue is searched.
         unknown: the listed items that the release does not know, in their order.
         base: revision of the stored record, None if there is none.
+        is_repaired: whether the record was damaged, and has been made again if that can be done.
         record: the user's record under the release; None until it is read.
         cut: the sessions of the record.
         trace: what a tracer knows the request by.
@@ -71,6 +72,7 @@ class RecommendationRequest:
     excluded: NDArray[np.int64] = field(init=False, default_factory=lambda: _NO_ROWS)
     unknown: dict[str, None] = field(init=False, default_factory=dict)
     base: int | None = field(init=False, default=None)
+    is_repaired: bool = field(init=False, default=False)
     record: UserRecord | None = field(init=False, default=None)
     cut: Sessions = field(init=False)
     trace: Any = field(init=False, default=None)

@@ -3,7 +3,8 @@
 The memory features come from the user's record through ``hiertcn.sessions.memory``, the function
 that training and evaluation call; the live ones from the release's live windows. A request needs
 few items: the asked candidates, or, for the catalogue, those that have any feature at all, because
-items without one keep the order of their dot products.
+items without one keep the order of their dot products. Items that came after the release have those
+features that are in the user's own history.
 
 Added to a request on one busy core, 20,000 items and 200 interactions of history: 0.2 to 0.3 ms for
 500 candidates, 0.6 to 0.9 ms for the catalogue.
@@ -91,7 +92,7 @@ class ScoringTerms:
     def memory(self, live: LiveCountsAt) -> MemoryFeatures:
         """What memory says of items, with the newest transitions of ``live``."""
         newest = live.transitions if self._reads_live_transitions else None
-        return MemoryFeatures(self._transitions, newest)
+        return MemoryFeatures(self._transitions, newest, items_past_table=True)
 
     def at(self, histories: Histories, live: LiveCountsAt) -> "RequestTerms":
         """The terms of one request.
@@ -183,9 +184,11 @@ class RequestTerms:
         if self._terms.uses_live:
             # New items may have come to one of the two since the other was made.
             both = min(len(scores), self._live.counts.shape[1])
-            scores_live = self._log * np.log1p(self._live_weights @ self._live.counts[:, :both])
+            scores_live = np.zeros(len(scores), np.float32)
+            scores_live[:both] = self._live_weights @ self._live.counts[:, :both]
+            scores_live = self._log * np.log1p(scores_live)
             added -= scores_live[rows]
-            scores[:both] += scores_live
+            scores += scores_live
         scores[rows] += added
         return scores
 

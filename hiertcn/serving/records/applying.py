@@ -1,14 +1,27 @@
-"""Applies logged entries to the users' records: each exactly once, in the order of the log."""
+"""Applies logged entries to the users' records: each exactly once, in the order of the log.
 
-from collections.abc import Callable, Sequence
+A record that fails its checksum is made again by the same rules: from the release's snapshot and
+every entry that the log still holds of the user, which is all that came after that snapshot.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from hiertcn.errors import ServingError
+from hiertcn.errors import InputError, ServingError
 from hiertcn.serving.live.recent_interactions import RecentInteractions
-from hiertcn.serving.log.event_log import Entry, LoggedDeletion, LoggedInteraction, Position
+from hiertcn.serving.log.event_log import (
+    BEGINNING,
+    Entry,
+    EventLog,
+    LoggedDeletion,
+    LoggedInteraction,
+    Position,
+)
 from hiertcn.serving.log.logged_items import LoggedItem
 from hiertcn.serving.new_items.new_items import NewItems
 from hiertcn.serving.observability.metrics import Metrics
@@ -21,11 +34,14 @@ from hiertcn.serving.records.fold import (
     rebuilt_from,
     recorded,
 )
-from hiertcn.serving.records.record import UserRecord, new_record, user_key
+from hiertcn.serving.records.record import DAMAGED, UserRecord, new_record, user_key
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.stores.store import Change, RecordStore
 
+_log = logging.getLogger(__name__)
+
 _MAX_CONFLICTS: Final = 1000
+_REVISIONS: Final = 1 << 30
 
 
 class Applied(NamedTuple):
@@ -50,6 +66,7 @@ class EntryApplier:
 
     Args:
         store: the user records.
+        log: where the entries come from.
         current: gives the release that serves, and what journals may keep.
         recent: what live counts are fed by.
         metrics: where rebuilt records are counted.
@@ -59,20 +76,25 @@ class EntryApplier:
     def __init__(
         self,
         store: RecordStore,
+        log: EventLog,
         current: Callable[[], tuple[ServingRelease, JournalBound]],
         recent: RecentInteractions,
         metrics: Metrics,
         new_items: NewItems,
     ) -> None:
         self._store = store
+        self._event_log = log
         self._current = current
         self._recent = recent
         self._metrics = metrics
         self._new_items = new_items
         self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
+        self.counted = BEGINNING
+        """Up to where live counts and ``tell`` have had the log: a store that lost records is given
+        entries again."""
 
     def apply(self, entries: Sequence[Entry], position: Position) -> list[Applied]:
-        """Apply the entries that the log ends at ``position`` with.
+        """Apply the entries that the log ends at ``position`` with, or those before them again.
 
         Raises:
             ServingError: the store cannot be written.
@@ -88,6 +110,63 @@ class EntryApplier:
             else:
                 results.append(next(applied))
         return results
+
+    def repair(self, keys: Collection[bytes]) -> None:
+        """Make records again that the store found damaged.
+
+        Reads the whole log. Of a store that sidecars share, it knows what was recorded here.
+
+        Raises:
+            ServingError: the store cannot be read or written.
+        """
+        keys = list(keys)
+        damaged = self._store.damaged()
+        stored = dict(zip(keys, self._store.get_many(keys), strict=True))
+        if self._store.is_local:
+            # Nobody else can have made them again without what this log says of them.
+            stored = {key: one for key, one in stored.items() if one is None and key in damaged}
+        if not stored:
+            return
+        release, bound = self._current()
+        changes = {}
+        for key, entries in self._logged(stored).items():
+            base = record = stored[key]
+            if record is None and entries:
+                # A fold of the record from before the damage must not fit this one.
+                revision = secrets.randbelow(_REVISIONS)
+                record = replace(new_record(np.asarray(release.start_state)), revision=revision)
+            items = [one.item_id for one in entries if isinstance(one, LoggedInteraction)]
+            rows = iter(release.item_rows(items).tolist())
+            for entry in entries:
+                row = next(rows) if isinstance(entry, LoggedInteraction) else UNKNOWN_ROW
+                record, _ = self._with_entry(record, entry, row, release, bound)
+            if base is None:
+                changes[key] = Change(record, DAMAGED if key in damaged else None)
+            elif record is not base:
+                changes[key] = Change(record, base.revision)
+        made = changes.keys() - self._store.write(changes)
+        self._metrics.records_repaired.inc(len(made))
+        _log.warning("made %d damaged user records again from snapshot and log", len(made))
+
+    def _logged(self, keys: Collection[bytes]) -> dict[bytes, list[UserEntry]]:
+        """What the log says of some users, and the store has been told; oldest first."""
+        until = {key: self._store.applied_for(key) for key in keys}
+        newest = max(until.values())
+        found: dict[bytes, list[UserEntry]] = {key: [] for key in keys}
+        try:
+            for end, entry in self._event_log.replay():
+                if end > newest:
+                    break
+                if isinstance(entry, LoggedItem):
+                    continue
+                key = key_of(entry)
+                if end <= until.get(key, BEGINNING):
+                    if isinstance(entry, LoggedDeletion):
+                        found[key].clear()
+                    found[key].append(entry)
+        except InputError as error:
+            _log.error("%s; records are made again from what comes before", error)
+        return found
 
     def _apply_to_users(self, entries: Sequence[UserEntry], position: Position) -> list[Applied]:
         release, bound = self._current()
@@ -110,6 +189,9 @@ class EntryApplier:
         for _ in range(_MAX_CONFLICTS):
             keys = list(dict.fromkeys(key for key, _ in pending.values()))
             stored = dict(zip(keys, self._store.get_many(keys), strict=True))
+            if damaged := self._store.damaged() & set(keys):
+                self.repair(damaged)
+                stored = dict(zip(keys, self._store.get_many(keys), strict=True))
             user_of = {
                 key: entry.user_id
                 for place, (key, _) in pending.items()
@@ -130,21 +212,29 @@ class EntryApplier:
                 "interactions could not be applied, because other writers changed the same users' "
                 f"records {_MAX_CONFLICTS} times meanwhile; retry"
             )
-        changed = [
-            (entry, applied[place].previous)
-            for place, entry in enumerate(entries)
-            if applied[place].outcome is not Outcome.DUPLICATE
-        ]
-        accepted = [one for one in changed if isinstance(one[0], LoggedInteraction)]
+        if position > self.counted:
+            self._count(
+                [
+                    (entry, applied[place].previous)
+                    for place, entry in enumerate(entries)
+                    if applied[place].outcome is not Outcome.DUPLICATE
+                ]
+            )
+            self.counted = position
+        return [applied[place] for place in range(len(entries))]
+
+    def _count(self, changed: Sequence[tuple[UserEntry, str | None]]) -> None:
         arrivals = [
             (entry.item_id, entry.timestamp_us)
             for entry, _ in changed
             if isinstance(entry, LoggedInteraction)
         ]
-        self._recent.add(arrivals, [previous for _, previous in accepted])
+        self._recent.add(
+            arrivals,
+            [previous for entry, previous in changed if isinstance(entry, LoggedInteraction)],
+        )
         if self.tell is not None:
             self.tell(arrivals, [one for one, _ in changed if isinstance(one, LoggedDeletion)])
-        return [applied[place] for place in range(len(entries))]
 
     def _under(
         self,

@@ -32,6 +32,9 @@ NEVER_US: Final = int(np.iinfo(np.int64).min)
 NO_RELEASE: Final = 0
 """``UserRecord.release`` of a record whose state must be rebuilt before it is used."""
 
+DAMAGED: Final = -1
+"""Stands for the revision of a stored record that fails its checksum."""
+
 _FORMAT: Final = 2
 _HALF_STATE: Final = 3
 _WITHOUT_HISTORY: Final = 1
@@ -306,21 +309,22 @@ def decode(stored: bytes) -> UserRecord:
 
 
 def has_revision(stored: bytes | None, revision: int | None) -> bool:
-    """Whether :func:`encode`'s bytes are of a revision; damaged or absent ones are of None."""
-    if stored is None or len(stored) < _HEADER.size:
-        return revision is None
+    """Whether :func:`encode`'s bytes are of a revision; absent ones are of None."""
+    if stored is None or revision is None:
+        return stored is None and revision is None
     # What is found is nearly always what was read before; only then is no checksum needed.
-    if revision is not None and _REVISION.unpack_from(stored, REVISION_AT)[0] == revision:
+    whole = len(stored) >= _HEADER.size
+    if whole and _REVISION.unpack_from(stored, REVISION_AT)[0] == revision:
         return True
     return stored_revision(stored) == revision
 
 
-def stored_revision(stored: bytes) -> int | None:
-    """The revision of :func:`encode`'s bytes, None if they are damaged."""
+def stored_revision(stored: bytes) -> int:
+    """The revision of :func:`encode`'s bytes, ``DAMAGED`` if they are."""
     if len(stored) < _HEADER.size:
-        return None
+        return DAMAGED
     if zlib.crc32(memoryview(stored)[_CRC_BYTES:]) != _REVISION.unpack_from(stored)[0]:
-        return None
+        return DAMAGED
     revision: int = _REVISION.unpack_from(stored, REVISION_AT)[0]
     return revision
 

@@ -56,6 +56,10 @@ class RecordReader:
             return self._store.get_many(keys)
         return list(await asyncio.gather(*map(self.get, keys)))
 
+    def is_damaged(self, key: bytes) -> bool:
+        """Whether the user's record read as None only because it is damaged."""
+        return key in self._store.damaged()
+
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(wait=False)

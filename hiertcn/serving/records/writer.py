@@ -14,11 +14,12 @@ too; the export runs on a thread of its own, so commits do not wait for it.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ _REPLAY_ENTRIES: Final = 4096
 _MAX_GROUP: Final = 4096
 _MAX_WAITING: Final = 16_384
 _IDLE_CHECK_S: Final = 5.0
+_REPAIR_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,17 @@ class _KeepFold:
 
 
 @dataclass(frozen=True)
+class _Repair:
+    keys: Collection[bytes]
+    future: "asyncio.Future[list[Applied]]"
+
+
+@dataclass(frozen=True)
 class _Barrier:
     future: "asyncio.Future[list[Applied]]"
 
 
-_Job = _Commit | _KeepFold | _Barrier | None
+_Job = _Commit | _KeepFold | _Repair | _Barrier | None
 
 
 class Writer(Protocol):
@@ -80,6 +88,10 @@ class Writer(Protocol):
 
     def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
         """See ``RecordWriter.keep_fold``."""
+        ...
+
+    async def repair(self, keys: Collection[bytes]) -> None:
+        """See ``RecordWriter.repair``."""
         ...
 
 
@@ -109,7 +121,7 @@ class RecordWriter:
         self._event_log = log
         self._new_items = new_items
         self._store = store
-        self.applier = EntryApplier(store, current, recent, metrics, new_items)
+        self.applier = EntryApplier(store, log, current, recent, metrics, new_items)
         self._current = current
         self._events = events
         self._metrics = metrics
@@ -128,7 +140,11 @@ class RecordWriter:
             ServingError: the store cannot be written.
         """
         self._event_log.continue_after(self._store.newest_applied)
-        replayed = self._replay(self._event_log.position)
+        try:
+            replayed = self._replay(self._event_log.position)
+        except StoreBehindError as error:
+            _log.warning("%s; applying the log again", error)
+            replayed = self._replay(self._event_log.position)
         self._behind = False
         return replayed
 
@@ -136,9 +152,14 @@ class RecordWriter:
         replayed = 0
         chunk: list[UserEntry] = []
         position = start = self._store.applied
+        counted = self.applier.counted
         for end, entry in self._event_log.replay(start):
             if end > until:
                 break
+            if chunk and (len(chunk) == _REPLAY_ENTRIES or position <= counted < end):
+                self.applier.apply(chunk, position)
+                replayed += len(chunk)
+                chunk = []
             position = end
             if isinstance(entry, LoggedItem):
                 # The set of new items was read from the whole log, and keeps the newest version.
@@ -146,10 +167,6 @@ class RecordWriter:
                 continue
             if end > self._store.applied_for(key_of(entry)):
                 chunk.append(entry)
-            if len(chunk) == _REPLAY_ENTRIES:
-                self.applier.apply(chunk, position)
-                replayed += len(chunk)
-                chunk = []
         self.applier.apply(chunk, position)
         self._store.write({}, position)
         return replayed + len(chunk)
@@ -185,6 +202,16 @@ class RecordWriter:
         if self._jobs.qsize() < _MAX_WAITING:
             self._jobs.put(_KeepFold(key, base_revision, record))
 
+    async def repair(self, keys: Collection[bytes]) -> None:
+        """Make records again that were found damaged.
+
+        Returns when that is done, has failed, or takes longer than ten seconds.
+        """
+        future: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Repair(keys, future))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(future, _REPAIR_S)
+
     def remove(self, key: bytes, base_revision: int) -> None:
         """Remove a record that is not needed any more, unless it changed meanwhile."""
         self._jobs.put(_KeepFold(key, base_revision, None))
@@ -217,36 +244,53 @@ class RecordWriter:
         while not stopping:
             commits: list[_Commit] = []
             folds: list[_KeepFold] = []
+            repairs: list[_Repair] = []
             barriers: list[_Barrier] = []
             for job in self._gathered():
                 if isinstance(job, _Commit):
                     commits.append(job)
                 elif isinstance(job, _KeepFold):
                     folds.append(job)
+                elif isinstance(job, _Repair):
+                    repairs.append(job)
                 elif isinstance(job, _Barrier):
                     barriers.append(job)
                 else:
                     stopping = True
-            try:
-                if folds:
-                    self._keep_folds(folds)
-                if commits:
-                    self._commit_group(commits)
-                if self._event_log.is_full:
-                    self._rotate()
-                if not commits and not folds and not self._store.is_local:
-                    self._look_for_loss()
-            except Exception:
-                _log.exception("the record writer met an error; it goes on with the next group")
-            if barriers:
-                self._resolve([(barrier.future, []) for barrier in barriers])
+            damaged = {key for repair in repairs for key in repair.keys}
+            if not commits and not folds:
+                # What nobody waits for, such as what the sweeper met.
+                damaged |= self._store.damaged()
+            if damaged:
+                self._attempt(self.applier.repair, damaged)
+            if folds:
+                self._attempt(self._keep_folds, folds)
+            if commits:
+                self._attempt(self._commit_group, commits)
+            if self._event_log.is_full:
+                self._attempt(self._rotate)
+            if not commits and not folds:
+                self._attempt(self._look_for_loss)
+            if self._behind:
+                self._attempt(self.replay)
+            waited = [barrier.future for barrier in barriers] + [one.future for one in repairs]
+            if waited:
+                self._resolve([(future, []) for future in waited])
 
-    def _look_for_loss(self) -> None:
+    def _attempt(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do a part of the work, whose failure must not keep the others from being done."""
         try:
-            self._store.write({}, self._event_log.position)
+            work(*arguments)
         except StoreBehindError as error:
             _log.warning("%s; applying the log again", error)
-            self.replay()
+            self._behind = True
+        except HiertcnError as error:
+            _log.error("%s", error)
+        except Exception:
+            _log.exception("the record writer met an error; it goes on with what follows")
+
+    def _look_for_loss(self) -> None:
+        self._store.write({}, None if self._store.is_local else self._event_log.position)
 
     def _gathered(self) -> list[_Job]:
         try:

@@ -2,13 +2,14 @@
 
 Everything that changes something goes through it, so one user's interactions are applied in one
 order and once, whichever process received them. Beside the public services it takes folds: records
-that a reading process has folded or rebuilt, and that would otherwise be computed again.
+that a reading process has folded or rebuilt, and that would otherwise be computed again; and the
+keys of records that one found damaged, to be made again.
 """
 
 import asyncio
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +25,11 @@ _log = logging.getLogger(__name__)
 
 _SERVICE: Final = "hiertcn.internal.Writer"
 _KEEP: Final = "KeepFold"
+_REPAIR: Final = "Repair"
 _FOLD: Final = struct.Struct("<16s?q")
 _MOST_FOLDS: Final = 256
+_KEY_BYTES: Final = 16
+_REPAIR_S: Final = 60.0
 
 
 def writer_url(folder: Path) -> str:
@@ -34,7 +38,7 @@ def writer_url(folder: Path) -> str:
 
 
 def fold_handler(writer: RecordWriter) -> Any:
-    """The handler that takes folds from other processes."""
+    """The handler that takes folds, and what is damaged, from other processes."""
 
     async def keep(request: bytes, context: Any) -> bytes:
         key, has_base, base = _FOLD.unpack_from(request)
@@ -46,8 +50,17 @@ def fold_handler(writer: RecordWriter) -> Any:
         writer.keep_fold(key, base if has_base else None, record)
         return b""
 
+    async def repair(request: bytes, context: Any) -> bytes:
+        starts = range(0, len(request), _KEY_BYTES)
+        await writer.repair([request[at : at + _KEY_BYTES] for at in starts])
+        return b""
+
     return grpc.method_handlers_generic_handler(
-        _SERVICE, {_KEEP: grpc.unary_unary_rpc_method_handler(keep)}
+        _SERVICE,
+        {
+            _KEEP: grpc.unary_unary_rpc_method_handler(keep),
+            _REPAIR: grpc.unary_unary_rpc_method_handler(repair),
+        },
     )
 
 
@@ -60,6 +73,7 @@ class RemoteWriter:
 
     def __init__(self, channel: Any) -> None:
         self._keep = channel.unary_unary(f"/{_SERVICE}/{_KEEP}")
+        self._repair = channel.unary_unary(f"/{_SERVICE}/{_REPAIR}")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def keep_fold(self, key: bytes, base_revision: int | None, record: UserRecord) -> None:
@@ -71,6 +85,13 @@ class RemoteWriter:
         task = asyncio.ensure_future(self._send(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def repair(self, keys: Collection[bytes]) -> None:
+        """See ``RecordWriter.repair``."""
+        try:
+            await self._repair(b"".join(keys), timeout=_REPAIR_S)
+        except grpc.aio.AioRpcError as error:
+            _log.error("damaged records are not made again yet (%s)", error.code())
 
     async def commit(self, entries: Sequence[Entry]) -> list[Applied]:
         """Refuse.

@@ -7,8 +7,9 @@ here needs ``admin``. The web page's doors ask the same :class:`AccessControl`.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -18,7 +19,8 @@ from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.rpc.handlers import around
 from hiertcn.serving.rpc.status import status_of
-from hiertcn.serving.security.rate_limit import RateLimiter
+from hiertcn.serving.security.rate_limit import Caller, RateLimiter
+from hiertcn.serving.security.shared_rate_limit import SharedRateLimiter
 from hiertcn.serving.security.tls import ServerTls
 from hiertcn.serving.security.tokens import Scope, TokenFile
 
@@ -53,13 +55,24 @@ def server_tls(options: SidecarOptions) -> ServerTls | None:
 class AccessControl:
     """Decides on a request by its token and its caller's rate; made once a process.
 
+    Args:
+        options: the sidecar's.
+        rate_table: the callers' buckets, where they are shared with other processes
+            (``shared_rate_limit.py``).
+
     Raises:
         InputError: the token file cannot be used.
     """
 
-    def __init__(self, options: SidecarOptions) -> None:
-        self._tokens = TokenFile(options.token_file) if options.token_file is not None else None
-        self._limiter = RateLimiter(options.rate_limit) if options.rate_limit else None
+    def __init__(self, options: SidecarOptions, rate_table: Path | None = None) -> None:
+        self._limiter: RateLimiter | None = None
+        key = None
+        if options.rate_limit and rate_table is not None:
+            self._limiter = shared = SharedRateLimiter(options.rate_limit, rate_table)
+            key = shared.key
+        elif options.rate_limit:
+            self._limiter = RateLimiter(options.rate_limit)
+        self._tokens = TokenFile(options.token_file, key=key) if options.token_file else None
 
     @property
     def needs_token(self) -> bool:
@@ -82,7 +95,7 @@ class AccessControl:
             return None
         return self._tokens.caller(authorization, scope).key
 
-    def admit(self, caller: Hashable) -> None:
+    def admit(self, caller: Caller) -> None:
         """Count a request of the caller.
 
         Raises:
@@ -91,7 +104,7 @@ class AccessControl:
         if self._limiter is not None:
             self._limiter.admit(caller)
 
-    async def pace(self, caller: Hashable) -> None:
+    async def pace(self, caller: Caller) -> None:
         """Count a message of the caller's stream, once its rate allows it.
 
         A stream that is not read makes its sender wait, so it is slowed and not refused.

@@ -2,17 +2,28 @@
 
 A bucket holds one second's worth of requests, so a caller may burst that far and then goes at
 the rate. Costs about a microsecond a request and 200 bytes a caller; the callers longest silent
-are forgotten (their buckets were full again long before). One limiter counts for one process.
+are forgotten (their buckets were full again long before). One limiter counts for one process;
+``shared_rate_limit.py`` has one for several.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from hiertcn.errors import InputError, OverloadError
 
 MOST_CALLERS: Final = 10_000
+
+Caller = bytes | str
+"""A caller's name: the key of its token, or where it calls from."""
+
+
+class Bucket(NamedTuple):
+    """A caller's bucket: ``left`` requests were in it at the time ``then``, in seconds."""
+
+    left: float
+    then: float
 
 
 class RateLimiter:
@@ -37,10 +48,9 @@ class RateLimiter:
         self._size = max(1.0, per_second)
         self._clock = clock
         self._most_callers = most_callers
-        # Of each caller: what is left in the bucket, and when that was so.
-        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[Caller, Bucket] = OrderedDict()
 
-    def admit(self, caller: Hashable) -> None:
+    def admit(self, caller: Caller) -> None:
         """Take one request out of the caller's bucket.
 
         Raises:
@@ -53,13 +63,19 @@ class RateLimiter:
                 f"try again in {wait_s:.3f} s"
             )
 
-    def wait_s(self, caller: Hashable) -> float:
+    def wait_s(self, caller: Caller) -> float:
         """Take a request out of the bucket and return 0, or return the seconds until one is in."""
-        now = self._clock()
-        left, then = self._buckets.pop(caller, (self._size, now))
-        left = min(self._size, left + (now - then) * self._per_second)
-        admitted = left >= 1.0
-        self._buckets[caller] = (left - 1.0 if admitted else left, now)
+        self._buckets[caller], wait_s = self._taken(self._buckets.pop(caller, None))
         if len(self._buckets) > self._most_callers:
             self._buckets.popitem(last=False)
-        return 0.0 if admitted else (1.0 - left) / self._per_second
+        return wait_s
+
+    def _taken(self, bucket: Bucket | None) -> tuple[Bucket, float]:
+        """The bucket (None: one never used) after a request, and what ``wait_s`` returns."""
+        now = self._clock()
+        left = self._size
+        if bucket is not None:
+            left = min(left, bucket.left + (now - bucket.then) * self._per_second)
+        if left >= 1.0:
+            return Bucket(left - 1.0, now), 0.0
+        return Bucket(left, now), (1.0 - left) / self._per_second

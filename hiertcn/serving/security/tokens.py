@@ -39,7 +39,7 @@ class Scope(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who holds a token: ``key`` is the token's keyed digest, of use only inside this process."""
+    """Who holds a token: ``key`` is the token's keyed digest, of use only inside this sidecar."""
 
     key: bytes
     scopes: frozenset[Scope]
@@ -54,16 +54,19 @@ class TokenFile:
     Args:
         path: the file.
         check_every_s: least time between two looks at whether it changed, in seconds.
+        key: secret of the digests, where several processes must give a token the same; else drawn.
 
     Raises:
         InputError: it cannot be read, holds no token, or a line of it is wrong; the line's number
             is named, never its token.
     """
 
-    def __init__(self, path: Path, *, check_every_s: float = CHECK_EVERY_S) -> None:
+    def __init__(
+        self, path: Path, *, check_every_s: float = CHECK_EVERY_S, key: bytes | None = None
+    ) -> None:
         self._path = path
         self._check_every_s = check_every_s
-        self._key = secrets.token_bytes(_DIGEST_BYTES)
+        self._key = key or secrets.token_bytes(_DIGEST_BYTES)
         self._lock = threading.Lock()
         self._seen = _identity(path)
         self._looked_at = time.monotonic()

@@ -10,7 +10,7 @@ The position of the event log up to which entries are applied is kept in the sam
 the records, so replay neither skips nor repeats an entry.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from hiertcn.errors import ServingError
@@ -21,7 +21,7 @@ from hiertcn.serving.records.record import UserRecord
 class Change(NamedTuple):
     """A record to be stored (None: removed) in place of the one with ``base_revision``.
 
-    ``base_revision`` is None if there was no record.
+    ``base_revision`` is None if there was no record, ``record.DAMAGED`` if it fails its checksum.
     """
 
     record: UserRecord | None
@@ -29,7 +29,7 @@ class Change(NamedTuple):
 
 
 class StoreBehindError(ServingError):
-    """The store lacks entries that it had: it lost its newest writes (a failover, a restart).
+    """The store lacks entries that it had: its newest (a failover, a restart), or all (damage).
 
     Nothing was written; applying the log from :attr:`RecordStore.applied` on heals it.
     """
@@ -69,7 +69,7 @@ class RecordStore(Protocol):
         ...
 
     def get(self, key: bytes) -> UserRecord | None:
-        """The user's record, or None; a damaged one counts as None.
+        """The user's record, or None; a damaged one counts as None, see :meth:`damaged`.
 
         Raises:
             ServingError: the store cannot be reached.
@@ -81,6 +81,13 @@ class RecordStore(Protocol):
 
         Raises:
             ServingError: the store cannot be reached.
+        """
+        ...
+
+    def damaged(self) -> Set[bytes]:
+        """Users whose record was found damaged here, and has not been read whole since.
+
+        Only a change that is based on ``record.DAMAGED`` takes its place.
         """
         ...
 

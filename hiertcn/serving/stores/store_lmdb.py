@@ -3,14 +3,16 @@
 The log (``event_log.py``) makes writes durable, so commits are not synced here: after a killed
 process everything committed is still there (the kernel holds the pages); only a crash of the
 machine can tear the tree, which a marker with the kernel's boot id detects: the store is then
-emptied and rebuilt from the log. So it is if a page was found damaged, or if the process before
+emptied and rebuilt from the log. So it is if a record was found damaged, or if the process before
 died in native code, which is what a damaged page of a mapped file can do to it
-(``crash_note.py``). The position up to which the log is applied is committed in the same
-transaction as the records, so replay neither skips nor repeats an entry.
+(``crash_note.py``). Where LMDB itself finds a page damaged, the next write empties the store at
+once. The position up to which the log is applied is committed in the same transaction as the
+records, so replay neither skips nor repeats an entry.
 
-One process writes; others on the same machine may open the store ``read_only`` and see every
-commit at once. LMDB reuses the pages of what was replaced but never gives them back, so a file of
-which more than three quarters are free is copied without them when the writer opens it.
+One process writes; others on the same machine may open the store ``read_only``, see every commit
+at once, and follow to the new file of a store that was emptied. LMDB reuses the pages of what was
+replaced but never gives them back, so a file of which more than three quarters are free is copied
+without them when the writer opens it.
 
 Measured while planning with 2 KB records: 140,000 reads/s and 17,000 unsynced writes/s on one
 thread. Every record of 2 to 4 KB occupies one 4 KB page.
@@ -21,9 +23,9 @@ import os
 import shutil
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import lmdb
 
@@ -39,7 +41,7 @@ from hiertcn.serving.records.record import (
     has_revision,
 )
 from hiertcn.serving.stores.crash_note import take_note
-from hiertcn.serving.stores.store import Change
+from hiertcn.serving.stores.store import Change, StoreBehindError
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +94,10 @@ class LmdbStore:
         # A map must not be resized under a reader, whichever thread it is on.
         self._resizing = threading.Lock()
         self._damaged = False
+        self._damaged_records: set[bytes] = set()
+        self._torn = False
+        self._map_bytes = map_bytes
+        self._inode = 0
         self.was_emptied = False
         if not read_only:
             directory.mkdir(parents=True, exist_ok=True)
@@ -99,11 +105,9 @@ class LmdbStore:
             self.was_emptied = self._empty_if_torn()
             self._write_marker(clean=False)
         try:
-            self._environment: Any = (
-                self._open(map_bytes) if read_only else self._opened_whole(map_bytes)
-            )
+            self._environment: Any = self._open() if read_only else self._opened_whole()
             if not read_only:
-                self._compact_if_mostly_free(map_bytes)
+                self._compact_if_mostly_free()
         except lmdb.Error as error:
             self._unlock()
             if read_only:
@@ -117,7 +121,7 @@ class LmdbStore:
             ) from error
 
     def get(self, key: bytes) -> UserRecord | None:
-        """The user's record, or None; a damaged one counts as None until the next start."""
+        """The user's record, or None; a damaged one counts as None."""
         return self.get_many([key])[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
@@ -126,15 +130,27 @@ class LmdbStore:
             with self._resizing:
                 found = self._read(keys)
         except lmdb.Error as error:
-            self._note_damage(str(error))
+            if self._followed():
+                return self.get_many(keys)
+            self._note_torn(error)
+            self._damaged_records.update(keys)
             return [None] * len(keys)
         return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
 
+    def damaged(self) -> Set[bytes]:
+        """Users whose record was found damaged here, and has not been read whole since."""
+        return self._damaged_records
+
     @property
     def applied(self) -> Position:
-        """The log position up to which entries are applied."""
-        with self._resizing:
-            (stored,) = self._read([_POSITION_KEY])
+        """The log position up to which entries are applied; the beginning, of a torn store."""
+        self._followed()
+        try:
+            with self._resizing:
+                (stored,) = self._read([_POSITION_KEY])
+        except lmdb.Error as error:
+            self._note_torn(error)
+            return BEGINNING
         return Position(*_POSITION.unpack(stored)) if stored else BEGINNING
 
     @property
@@ -162,7 +178,7 @@ class LmdbStore:
             self.get_many([])
             return self.scan(after, count)
         except lmdb.Error as error:
-            self._note_damage(str(error))
+            self._note_torn(error)
             return [], b""
         return keys, keys[-1] if found and keys else b""
 
@@ -182,8 +198,11 @@ class LmdbStore:
         """Commit the changes whose base is stored and (if given) the log position, together.
 
         Raises:
+            StoreBehindError: its pages are damaged, and it is empty now.
             ServingError: the disk is full or failing; nothing was written.
         """
+        if self._torn:
+            self._begin_anew()
         encoded = {
             key: (change.base_revision, change.record and encode(change.record, self._state_dtype))
             for key, change in changes.items()
@@ -205,11 +224,8 @@ class LmdbStore:
             except lmdb.MapFullError:
                 self._grow()
             except _DAMAGE as error:
-                self._note_damage(str(error))
-                raise ServingError(
-                    f"the record store {self._directory} is damaged ({error}); restart the "
-                    "sidecar, which rebuilds it from the event log"
-                ) from error
+                self._note_torn(error)
+                self._begin_anew()
             except lmdb.Error as error:
                 raise ServingError(
                     f"the record store {self._directory} cannot be written ({error}); free some "
@@ -230,10 +246,10 @@ class LmdbStore:
         self._write_marker(clean=not self._damaged)
         self._unlock()
 
-    def _open(self, map_bytes: int) -> Any:
-        return lmdb.open(
+    def _open(self) -> Any:
+        environment = lmdb.open(
             str(self._records),
-            map_size=map_bytes,
+            map_size=self._map_bytes,
             readonly=self._read_only,
             create=not self._read_only,
             sync=False,
@@ -241,17 +257,58 @@ class LmdbStore:
             max_dbs=0,
             max_readers=512,
         )
+        self._inode = (self._records / _DATA).stat().st_ino
+        return environment
 
-    def _opened_whole(self, map_bytes: int) -> Any:
+    def _begin_anew(self) -> NoReturn:
+        """Empty the store under those who read it.
+
+        Raises:
+            StoreBehindError: always, unless that fails.
+            ServingError: the disk is failing; the next write tries again.
+        """
         try:
-            return self._open_and_try(map_bytes)
+            with self._resizing:
+                self._environment.close()
+                if self._records.exists():
+                    self._empty("its pages are damaged")
+                self._environment = self._open()
+                self._torn = self._damaged = False
+                self._damaged_records.clear()
+            self._write_marker(clean=False)
+        except (lmdb.Error, OSError) as error:
+            raise ServingError(
+                f"the record store {self._directory} is damaged, and cannot be begun anew ({error})"
+            ) from error
+        raise StoreBehindError(f"the record store {self._directory} was damaged and is empty now")
+
+    def _followed(self) -> bool:
+        """In a process that only reads: open the file that the writing one has begun anew."""
+        if not self._read_only:
+            return False
+        try:
+            if (self._records / _DATA).stat().st_ino == self._inode:
+                return False
+            with self._resizing:
+                self._environment.close()
+                self._environment = self._open()
+        except (lmdb.Error, OSError) as error:
+            _log.warning("%s cannot be read yet (%s)", self._records, error)
+            return False
+        self._torn = False
+        self._damaged_records.clear()
+        return True
+
+    def _opened_whole(self) -> Any:
+        try:
+            return self._open_and_try()
         except _DAMAGE as error:
             self._empty(f"it is damaged: {error}")
             self.was_emptied = True
-            return self._open_and_try(map_bytes)
+            return self._open_and_try()
 
-    def _open_and_try(self, map_bytes: int) -> Any:
-        environment = self._open(map_bytes)
+    def _open_and_try(self) -> Any:
+        environment = self._open()
         try:
             size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if (self._records / _DATA).stat().st_size < size:
@@ -279,7 +336,7 @@ class LmdbStore:
                 # The writing process has grown the file; 0 takes its size.
                 self._environment.set_mapsize(0)
 
-    def _compact_if_mostly_free(self, map_bytes: int) -> None:
+    def _compact_if_mostly_free(self) -> None:
         pages = self._environment.stat()
         live = _live_pages(pages)
         in_file = self._environment.info()["last_pgno"] + 1
@@ -290,9 +347,9 @@ class LmdbStore:
                 self._environment.copy(str(aside), compact=True)
                 self._environment.close()
         except _DAMAGE as error:
-            self._note_damage(str(error))
+            self._note_torn(error)
             return
-        self._environment = self._open(map_bytes)
+        self._environment = self._open()
         _log.info("compacted %s from %d to %d pages", self._directory, in_file, live)
 
     def _unlock(self) -> None:
@@ -301,24 +358,31 @@ class LmdbStore:
             self._lock_descriptor = None
 
     def _decoded(self, key: bytes, stored: bytes | None) -> UserRecord | None:
-        if stored is None:
-            return None
         try:
-            return decode(stored)
+            record = None if stored is None else decode(stored)
         except CorruptRecordError as error:
-            self._note_damage(f"{key.hex()}: {error}")
+            self._damaged_records.add(key)
+            _log.error("%s: record %s is damaged: %s", self._directory, key.hex(), error)
+            # What this says of the pages beside it is unknown.
+            self._distrust()
             return None
+        if self._damaged_records:
+            self._damaged_records.discard(key)
+        return record
 
-    def _note_damage(self, what: str) -> None:
-        _log.error(
-            "%s is damaged (%s); it is rebuilt from the event log at the next start",
-            self._directory,
-            what,
-        )
-        if not self._damaged:
+    def _note_torn(self, error: lmdb.Error) -> None:
+        """Have the next write empty the store; a process that only reads waits for that."""
+        _log.error("%s cannot be read: %s", self._directory, error)
+        # Others, such as too many readers, say nothing of the pages.
+        if isinstance(error, _DAMAGE):
+            self._torn = True
+            self._distrust()
+
+    def _distrust(self) -> None:
+        """Have the next start rebuild the store."""
+        if not self._damaged and not self._read_only:
             self._damaged = True
-            if not self._read_only:
-                self._write_marker(clean=False)
+            self._write_marker(clean=False)
 
     def _grow(self) -> None:
         with self._resizing:

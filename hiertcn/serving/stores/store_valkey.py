@@ -23,12 +23,13 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 
 from hiertcn.errors import InputError, ServingError
 from hiertcn.serving.log.event_log import BEGINNING, Position
 from hiertcn.serving.records.record import (
+    DAMAGED,
     NEVER_US,
     REVISION_AT,
     CorruptRecordError,
@@ -113,6 +114,8 @@ class ValkeyStore:
         self._client: Any = None
         self._is_cluster = False
         self._applied: list[Position] = [BEGINNING] * _BUCKETS
+        # With what is found where their revision should be, by which the server knows them.
+        self._damaged: dict[bytes, bytes] = {}
         self._followed_at = time.monotonic()
         self._call(lambda client: client.ping())
 
@@ -135,7 +138,7 @@ class ValkeyStore:
         return self._applied[key[0]]
 
     def get(self, key: bytes) -> UserRecord | None:
-        """The user's record, or None; a damaged one is removed and counts as None."""
+        """The user's record, or None; a damaged one counts as None."""
         return self.get_many([key])[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
@@ -143,6 +146,10 @@ class ValkeyStore:
         names = [self._record_key(key) for key in keys]
         found = self._call(lambda client: self._fetched(client, names))
         return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
+
+    def damaged(self) -> Set[bytes]:
+        """Users whose record was found damaged here, and has not been read whole since."""
+        return self._damaged.keys()
 
     def write(self, changes: Mapping[bytes, Change], applied: Position | None = None) -> set[bytes]:
         """Make the changes bucket by bucket, each whole or, with a position, not at all.
@@ -254,14 +261,15 @@ class ValkeyStore:
         return self._prefix(b"%02x" % bucket) + b"p:" + self._writer
 
     def _decoded(self, key: bytes, stored: bytes | None) -> UserRecord | None:
-        if stored is None:
-            return None
         try:
-            return decode(stored)
+            record = None if stored is None else decode(stored)
         except CorruptRecordError as error:
-            _log.error("%s: record %s is removed: %s", self._url.place, key.hex(), error)
-            self._call(lambda client: client.delete(self._record_key(key)))
+            _log.error("%s: record %s is damaged: %s", self._url.place, key.hex(), error)
+            self._damaged[key] = (stored or b"")[REVISION_AT : REVISION_AT + 4]
             return None
+        if self._damaged:
+            self._damaged.pop(key, None)
+        return record
 
     def _arguments(
         self,
@@ -277,9 +285,12 @@ class ValkeyStore:
         values: list[bytes] = []
         for key in keys:
             record, base = changes[key]
+            held = b"" if base is None else base.to_bytes(4, "little", signed=base < 0)
+            if base == DAMAGED:
+                held = self._damaged.get(key, held)
             lives = b"0" if record is None or record.erased_us != NEVER_US else self._ttl_s
             values += [
-                b"" if base is None else base.to_bytes(4, "little"),
+                held,
                 b"" if record is None else encode(record, self._state_dtype),
                 lives,
             ]
