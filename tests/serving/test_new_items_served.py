@@ -409,13 +409,15 @@ def test_an_item_that_goes_viral_leads_the_ranking_without_the_model(
 ):
     toys.repository.activate(FIRST)
     t0 = toys.toys[SECOND].watermark_us + HOUR_US
-    # No model answers that soon, but the encoder is waited for.
+    # Hardly a model answers that soon, but the encoder is waited for.
     client = start_sidecar(toys, shared_triton.grpc_url, model_deadline_s=1e-9).client
     client.record([Interaction(f"u{n}", "novelty", t0) for n in range(5)])
     client.upsert_items([NOVELTY])
     client.record([Interaction(f"u{n}", "novelty", t0 + 1) for n in range(5)])
     later = t0 + 120_000_000
-    assert client.recommend("nobody", k=1, timestamp_us=later).items[0].item_id == "novelty"
+    asked = (client.recommend("nobody", k=1, timestamp_us=later) for _ in range(100))
+    found = next(one for one in asked if one.fallback)
+    assert found.items[0].item_id == "novelty"
     both = client.recommend("nobody", candidates=["item-1", "novelty"], timestamp_us=later)
     assert both.fallback
     assert [item.item_id for item in both.items] == ["novelty", "item-1"]
