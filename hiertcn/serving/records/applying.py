@@ -298,7 +298,7 @@ def _previous_item(record: UserRecord, timestamp_us: int, release: ServingReleas
 
     Items that the release does not know are passed over, as they are in a session store.
     """
-    rows, timestamps_us = history(record)
+    rows, timestamps_us = history(release.resolved(record))
     if not len(rows) or not 0 <= timestamp_us - timestamps_us[-1] <= release.gap_us:
         return None
     return release.items.ids(rows[-1:])[0]
