@@ -32,6 +32,7 @@ _START = {
     SESSION_ITEMS: -2.0,
     "familiar_transitions": 3.0,
     "live_transitions": 3.0,
+    "live_5m": 4.0,
     "live_15m": 4.0,
     "live_1h": 2.0,
     "live_6h": 1.0,

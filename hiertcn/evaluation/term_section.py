@@ -30,7 +30,8 @@ _TITLES: Final = {
     "past_items": "share of the user's past sessions that have it",
     "familiar_transitions": "share of what follows, if the user had it before",
     "live_transitions": "share of what everybody went on to just now",
-    "live_15m": "share of the last 15 minutes' interactions",
+    "live_5m": "share of the last 5 minutes' interactions",
+    "live_15m": "share of the last 15 minutes'",
     "live_1h": "share of the last hour's",
     "live_6h": "share of the last six hours'",
 }

@@ -1,7 +1,7 @@
-"""How much each item was interacted with in the last quarter of an hour, hour and six hours.
+"""How much each item was interacted with in the last 5 and 15 minutes, hour and six hours.
 
 The feature is a share: an item's interactions in the window over all items' and `SMOOTHING` more,
-so that a quiet quarter of an hour says little. Counts are by whole minutes: at time ``t``, in the
+so that a quiet five minutes say little. Counts are by whole minutes: at time ``t``, in the
 minute ``b``, a window of ``w`` minutes holds the interactions of the minutes ``b - w .. b - 1``.
 The running minute never counts, so nothing is looked at ahead when a log is replayed, and the
 sidecar need not recount before the next minute.
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore
 
-WINDOWS_MINUTES: Final = (15, 60, 360)
-FEATURES: Final = ("live_15m", "live_1h", "live_6h")
+WINDOWS_MINUTES: Final = (5, 15, 60, 360)
+FEATURES: Final = ("live_5m", "live_15m", "live_1h", "live_6h")
 MINUTE_US: Final = 60_000_000
 SMOOTHING: Final = 20.0
 """Interactions that belong to no item, in each window."""

@@ -17,6 +17,7 @@ from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.log.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.records.record import user_key
+from hiertcn.sessions.live_counts import WINDOWS_MINUTES
 from hiertcn.sessions.live_transitions import NEWEST, newest_followers
 
 MINUTE_US = 60_000_000
@@ -36,10 +37,10 @@ def windows(recent, before=None):
 
 def reference(interactions, timestamp_us):
     """Count everything anew, as the definition says."""
-    counts = np.zeros((3, ITEMS), np.float32)
+    counts = np.zeros((len(WINDOWS_MINUTES), ITEMS), np.float32)
     minute = timestamp_us // MINUTE_US
     for item, time_us in interactions:
-        for window, length in enumerate((15, 60, 360)):
+        for window, length in enumerate(WINDOWS_MINUTES):
             if minute - length <= time_us // MINUTE_US < minute and item.isdecimal():
                 counts[window, int(item)] += 1
     return counts
@@ -66,7 +67,7 @@ def test_windows_equal_a_recount_after_every_arrival(found, chunk):
             counted += [one for one in arrived if one[1] > WATERMARK_US]
             view = live.at(asked_us)
             np.testing.assert_array_equal(view.counts, reference(counted, asked_us))
-            assert view.rows.tolist() == np.flatnonzero(view.counts[2]).tolist()
+            assert view.rows.tolist() == np.flatnonzero(view.counts[-1]).tolist()
         afresh = windows(recent)
         for _, asked_us in found:
             np.testing.assert_array_equal(live.at(asked_us).counts, afresh.at(asked_us).counts)
@@ -152,7 +153,7 @@ def test_far_off_times_wipe_nothing(monkeypatch):
     recent.add([("3", year * 10**13) for year in range(170)])
     assert live.at(5).counts.sum() == 0
     assert live.at(10**17).counts.sum() == 0
-    assert live.at(now_us).counts[:, 1].tolist() == [15, 60, 360]
+    assert live.at(now_us).counts[:, 1].tolist() == list(WINDOWS_MINUTES)
     assert live.at(now_us).counts[:, 2].sum() == 0
 
 
@@ -163,7 +164,7 @@ def test_what_is_dropped_leaves_the_windows_that_counted_it(monkeypatch):
     for minute in range(1, 9):
         recent.add([("1", (NOW + minute) * MINUTE_US)])
         found = live.at((NOW + minute + 1) * MINUTE_US)
-        assert found.counts[:, 1].tolist() == [min(minute, 3)] * 3
+        assert found.counts[:, 1].tolist() == [min(minute, 3)] * len(WINDOWS_MINUTES)
     assert live.at((NOW + 500) * MINUTE_US).counts.sum() == 0
 
 

@@ -235,7 +235,7 @@ class ServingRelease:
     def liveness(self, rows: NDArray[np.int64], timestamp_us: int) -> NDArray[np.float32]:
         """What items rank by without a user: live interactions, then popularity; float32 ``[n]``.
 
-        An interaction counts once for each of the three windows that holds it, so newer ones weigh
+        An interaction counts once for each window that holds it, so newer ones weigh
         more; among equally live items the more popular one is ahead.
         """
         live: NDArray[np.float32] = self.live.at(timestamp_us).of(rows).sum(axis=0)
