@@ -71,7 +71,7 @@ def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
         InputError: the engine is not installed or refuses its limits, or memory or disk ran out
             inside the block.
     """
-    with _spill_folder(spill_beside.parent) as spill:
+    with spill_folder(spill_beside.parent) as spill:
         if options.engine == "spark":
             from hiertcn.graph.spark import connect_spark
 
@@ -166,8 +166,11 @@ def _connect_duckdb(options: GraphOptions, spill: Path) -> Iterator[DuckDBEngine
 
 
 @contextlib.contextmanager
-def _spill_folder(beside: Path) -> Iterator[Path]:
-    """Yield a folder that is locked while in use, so that the next process knows a dead one's."""
+def spill_folder(beside: Path) -> Iterator[Path]:
+    """Yield a folder in ``beside`` that goes at the end; those that killed processes left go now.
+
+    It is locked while in use, so that the next process knows a dead one's.
+    """
     beside.mkdir(parents=True, exist_ok=True)
     for old in beside.glob(f"{_SPILL_PREFIX}*"):
         with contextlib.suppress(OSError), _locked(old):

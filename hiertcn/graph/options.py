@@ -1,6 +1,7 @@
 """What a graph build can be told: one options object for edges, merge and engine."""
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,7 @@ from hiertcn.errors import InputError
 ENGINES: Final = ("duckdb", "spark")
 
 _SECONDS_PER_DAY = 86_400
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +77,19 @@ class GraphOptions:
                 raise InputError(
                     f"as_of is {self.as_of!r}; expected a date as YYYY-MM-DD or nothing"
                 ) from None
+
+    @property
+    def memory_bytes(self) -> int:
+        """``memory_limit`` in bytes.
+
+        Raises:
+            InputError: it is not a number and a unit.
+        """
+        match = _SIZE.fullmatch(self.memory_limit.strip())
+        if not match:
+            raise InputError(
+                f"memory_limit is {self.memory_limit!r}; expected a number and a unit, such as "
+                "'4GB'"
+            )
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))

@@ -10,7 +10,6 @@ A Spark session that already runs in the process is used and left running, whate
 
 import contextlib
 import itertools
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 
 _CONNECT: Final = "sc://"
-_SIZE: Final = re.compile(r"(\d+)\s*([KMGT])i?B?", re.IGNORECASE)
 
 
 class SparkEngine:
@@ -131,22 +129,12 @@ def _start(builder: Any, options: GraphOptions) -> Any:
     builder = builder.master(options.spark_master or local)
     if not options.spark_master:
         builder = (
-            builder.config("spark.driver.memory", _java_size(options.memory_limit))
+            builder.config("spark.driver.memory", f"{options.memory_bytes}b")
             .config("spark.ui.enabled", "false")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.host", "127.0.0.1")
         )
     return builder.getOrCreate()
-
-
-def _java_size(memory_limit: str) -> str:
-    """``4GB`` as Java writes it: ``4g``."""
-    match = _SIZE.fullmatch(memory_limit.strip())
-    if not match:
-        raise InputError(
-            f"memory_limit is {memory_limit!r}; expected a whole number and a unit, such as '4GB'"
-        )
-    return f"{match[1]}{match[2].lower()}"
 
 
 def _first_line(error: BaseException) -> str:
