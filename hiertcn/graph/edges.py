@@ -10,8 +10,8 @@ the last ``window_s`` seconds before it, so a new day never changes an old parti
 partitions of all days together are one build. A partition stores a fingerprint of exactly those
 events and is kept while the fingerprint holds; otherwise the day is computed again.
 
-Cost: the fingerprints read a day's rows once, and while its files keep their bytes only those. A
-new day's query reads that day and the end of the one before.
+Cost: a day's rows are read once, or twice if it had a partition before; while its files keep their
+bytes only those are. A new day's query reads that day and the end of the one before.
 
 Not done here: weighting by age, choosing neighbors (``merge``), removing partitions older or newer
 than the given log.
@@ -22,7 +22,10 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +38,7 @@ from tqdm import tqdm
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
 from hiertcn.files import sha256, whole_file
+from hiertcn.graph.coded_log import CodedLog
 from hiertcn.graph.engine import GraphEngine, connect
 from hiertcn.graph.log_fingerprints import DayFingerprint, log_fingerprints, row_count
 from hiertcn.graph.options import GraphOptions
@@ -52,7 +56,7 @@ from hiertcn.graph.pairs import (
 
 _FILE: Final = "edges.parquet"
 _LOG: Final = b"hiertcn.log"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _BATCH_ROWS: Final = 1 << 18
 _EPOCH: Final = datetime.date(1970, 1, 1)
 _SCHEMA: Final = pa.schema({SOURCE: pa.string(), TARGET: pa.string(), COUNT: pa.int64()})
@@ -107,15 +111,12 @@ def build_edges(
     files = event_files(events)
     dates = sorted(files)
     with connect(options, store) as engine:
-        stored = {date: _DayLog.of_partition(partition_path(store, date)) for date in dates}
-        logs = _day_logs(files, stored, options)
-        stale = [
-            date for date in dates if not _is_current(stored[date], logs[date], date == dates[0])
-        ]
+        log = _Log(files, store, options, codes=engine.reads_codes)
+        stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
         with progress:
             for run in _chunks(stale, dates, files, options.chunk_events):
-                _build_days(engine, run, files, store, options, logs, progress)
+                _build_days(engine, run, log, progress)
     removed = _remove_vanished(store, dates)
     summary = EdgeSummary(
         days=len(dates),
@@ -201,34 +202,56 @@ class _DayLog:
             return None
 
 
-def _day_logs(
-    files: dict[str, list[Path]], stored: dict[str, _DayLog | None], options: GraphOptions
-) -> dict[str, _DayLog]:
-    """Fingerprint each day's events, and those that may reach into the next day."""
-    rules = (_VERSION, options.window_s, options.max_followers)
-    read = {date: _digest(rules, [sha256(file) for file in files[date]]) for date in files}
-    found = {
-        date: log.fingerprint
-        for date, log in stored.items()
-        if log is not None and log.files == read[date]
-    }
-    changed = {date: files[date] for date in files if date not in found}
-    found |= log_fingerprints(changed, options.window_s, options.threads)
-    logs = {}
-    for date in files:
-        before = found.get(_previous(date))
+class _Log:
+    """What the partitions of a log should be made of, known as far as it has been read.
+
+    A day that has no partition yet is not read for its fingerprint alone, if the day after it has
+    none either: with ``codes`` it is fingerprinted while it is built, before that day.
+    """
+
+    def __init__(
+        self, files: dict[str, list[Path]], store: Path, options: GraphOptions, *, codes: bool
+    ) -> None:
+        self.files = files
+        self.store = store
+        self.options = options
+        self._rules = (_VERSION, options.window_s, options.max_followers)
+        self._read = {
+            date: _digest(self._rules, [sha256(file) for file in files[date]]) for date in files
+        }
+        self._stored = {date: _DayLog.of_partition(partition_path(store, date)) for date in files}
+        self.fingerprints = {
+            date: stored.fingerprint
+            for date, stored in self._stored.items()
+            if stored is not None and stored.files == self._read[date]
+        }
+        changed = {
+            date: files[date]
+            for date in files
+            if date not in self.fingerprints
+            and not (codes and self._is_new(date) and self._is_new(_next(date)))
+        }
+        self.fingerprints |= log_fingerprints(changed, options.window_s, options.threads)
+
+    def of_day(self, date: str) -> _DayLog:
+        """Describe a day; it and the day before it must have been fingerprinted."""
+        before = self.fingerprints.get(_previous(date))
         tail = before.tail if before and before.tail[0] else None
-        logs[date] = _DayLog(
-            _digest(rules, found[date].events), _digest(tail), read[date], found[date]
-        )
-    return logs
+        found = self.fingerprints[date]
+        return _DayLog(_digest(self._rules, found.events), _digest(tail), self._read[date], found)
 
+    def is_current(self, date: str) -> bool:
+        """Say whether the day's partition may stay."""
+        stored = self._stored[date]
+        if stored is None:
+            return False
+        wanted = self.of_day(date)
+        # A log that begins at this date has lost the events before it, the partition has not.
+        is_first = date == min(self.files)
+        return stored.events == wanted.events and (is_first or stored.before == wanted.before)
 
-def _is_current(stored: _DayLog | None, log: _DayLog, is_first: bool) -> bool:
-    if stored is None or stored.events != log.events:
-        return False
-    # A log that begins at this date has lost the events before it, the partition has not.
-    return is_first or stored.before == log.before
+    def _is_new(self, date: str) -> bool:
+        return self._stored.get(date) is None
 
 
 def _chunks(
@@ -250,42 +273,44 @@ def _chunks(
         yield run
 
 
-def _build_days(
-    engine: GraphEngine,
-    run: list[str],
-    files: dict[str, list[Path]],
-    store: Path,
-    options: GraphOptions,
-    logs: dict[str, _DayLog],
-    progress: Any,
-) -> None:
-    read = [file for date in (_previous(run[0]), *run) for file in files.get(date, [])]
+def _build_days(engine: GraphEngine, run: list[str], log: _Log, progress: Any) -> None:
     first_day = (datetime.date.fromisoformat(run[0]) - _EPOCH).days
-    since_us = first_day * US_PER_DAY - round(options.window_s * 1e6)
-    ids = None
-    if engine.prefers_codes:
-        event, ids = coded_events(engine, engine.read_events(read), since_us)
-    else:
-        event = plain_events(engine.read_events(read), since_us)
-    pairs = co_interactions(event, options)
-    wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
-    with engine.ordered(wanted) as rows:
-        _write_days(rows, ids, run, store, logs, progress)
+    since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
+    before = log.files.get(_previous(run[0]), [])
+    with tempfile.TemporaryDirectory(prefix="coded-", dir=engine.spill) as folder:
+        ids = None
+        if engine.reads_codes:
+            coded = _coded(run, before, since_us, log, Path(folder))
+            event, ids = coded_events(engine, coded, since_us)
+        else:
+            read = [*before, *(file for date in run for file in log.files[date])]
+            event = plain_events(engine.read_events(read), since_us)
+        pairs = co_interactions(event, log.options)
+        wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
+        with engine.ordered(wanted) as rows:
+            _write_days(rows, ids, run, log, progress)
+
+
+def _coded(run: list[str], before: list[Path], since_us: int, log: _Log, folder: Path) -> CodedLog:
+    coded = CodedLog(folder)
+    tail_s = log.options.window_s
+    with ThreadPoolExecutor(log.options.threads or os.cpu_count()) as pool:
+        earlier = pool.submit(coded.add_day, before, tail_s, since_us)
+        read = {date: pool.submit(coded.add_day, log.files[date], tail_s) for date in run}
+        earlier.result()
+        for date, fingerprint in read.items():
+            log.fingerprints[date] = fingerprint.result()
+    return coded
 
 
 def _write_days(
-    rows: OrderedRows,
-    ids: pa.Array | None,
-    run: list[str],
-    store: Path,
-    logs: dict[str, _DayLog],
-    progress: Any,
+    rows: OrderedRows, ids: pa.Array | None, run: list[str], log: _Log, progress: Any
 ) -> None:
     pieces = _by_day(rows)
     held = next(pieces, None)
     for date in run:
-        path = partition_path(store, date)
-        described = _SCHEMA.with_metadata(logs[date].metadata)
+        path = partition_path(log.store, date)
+        described = _SCHEMA.with_metadata(log.of_day(date).metadata)
         with (
             whole_file(path) as aside,
             pq.ParquetWriter(aside, described, compression="zstd") as out,
@@ -329,6 +354,10 @@ def _remove_vanished(store: Path, dates: list[str]) -> int:
 
 def _previous(date: str) -> str:
     return (datetime.date.fromisoformat(date) - datetime.timedelta(days=1)).isoformat()
+
+
+def _next(date: str) -> str:
+    return (datetime.date.fromisoformat(date) + datetime.timedelta(days=1)).isoformat()
 
 
 def _digest(*values: object) -> str:

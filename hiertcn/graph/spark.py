@@ -30,12 +30,12 @@ _CONNECT: Final = "sc://"
 class SparkEngine:
     """See :class:`hiertcn.graph.engine.GraphEngine`."""
 
-    prefers_codes = False
+    reads_codes = False
 
     def __init__(self, session: Any, spill: Path) -> None:
         self._session = session
         self._backend = ibis.pyspark.connect(session)
-        self._spill = spill
+        self.spill = spill
         self._names = itertools.count()
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
@@ -52,20 +52,14 @@ class SparkEngine:
 
     def table(self, rows: pa.Table) -> ibis.Table:
         """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        path = self._spill / f"table-{next(self._names)}.parquet"
+        path = self.spill / f"table-{next(self._names)}.parquet"
         pq.write_table(rows, path)
-        return self._view(self._session.read.parquet(str(path)))
-
-    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        path = self._spill / f"{name}-{next(self._names)}"
-        self._backend.to_parquet(expression, path)
         return self._view(self._session.read.parquet(str(path)))
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
         """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self.spill) as folder:
             parts = Path(folder) / "parts"
             self._backend.to_parquet(expression, parts)
             # Sorting cuts the rows into ranges, and a part's number is its range's.

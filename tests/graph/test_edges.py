@@ -1,5 +1,4 @@
 import datetime
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hiertcn.errors import InputError
 from hiertcn.graph.edges import build_edges, partition_path, stored_dates
 from hiertcn.graph.options import GraphOptions
+from hiertcn.items.hashing import xxh64
 
 MIDNIGHT_S = 1_767_225_600  # 2026-01-01
 OPTIONS = GraphOptions(window_s=600, max_followers=3, threads=1)
@@ -56,9 +56,8 @@ def read_store(store):
 def reference(log, window_s, max_followers):
     def order(event):
         user, item, second = event
-        user_hash, item_hash = (
-            int(hashlib.md5(text.encode()).hexdigest()[:5], 16) for text in (user, item)
-        )
+        hashes = xxh64(pa.array([user, item], pa.large_string()), 42).tolist()
+        user_hash, item_hash = (value % 2**20 for value in hashes)
         factor = (user_hash + second) % (2**31 - 2) + 1
         return second, (item_hash + 1) * factor % (2**31 - 1), item
 
