@@ -17,6 +17,7 @@ Not done here: weighting by age, choosing neighbors (``merge``), removing partit
 than the given log.
 """
 
+import contextlib
 import datetime
 import hashlib
 import itertools
@@ -25,7 +26,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,9 +58,10 @@ from hiertcn.graph.pairs import (
 _FILE: Final = "edges.parquet"
 _LOG: Final = b"hiertcn.log"
 _VERSION: Final = 3
-_BATCH_ROWS: Final = 1 << 18
+_BATCH_ROWS: Final = 1 << 20
 _EPOCH: Final = datetime.date(1970, 1, 1)
-_SCHEMA: Final = pa.schema({SOURCE: pa.string(), TARGET: pa.string(), COUNT: pa.int64()})
+_ID: Final = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA: Final = pa.schema({SOURCE: _ID, TARGET: _ID, COUNT: pa.int64()})
 
 _log = logging.getLogger(__name__)
 
@@ -114,9 +116,18 @@ def build_edges(
         log = _Log(files, store, options, codes=engine.reads_codes)
         stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
-        with progress:
+        # One chunk is written while the next is read and paired.
+        with progress, ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
             for run in _chunks(stale, dates, files, options.chunk_events):
-                _build_days(engine, run, log, progress)
+                with contextlib.ExitStack() as until_written:
+                    rows, ids = until_written.enter_context(_paired(engine, run, log))
+                    if written:
+                        written.result()
+                    kept = until_written.pop_all()
+                    written = writer.submit(_write_days, rows, ids, run, log, kept, progress)
+            if written:
+                written.result()
     removed = _remove_vanished(store, dates)
     summary = EdgeSummary(
         days=len(dates),
@@ -273,22 +284,28 @@ def _chunks(
         yield run
 
 
-def _build_days(engine: GraphEngine, run: list[str], log: _Log, progress: Any) -> None:
+@contextlib.contextmanager
+def _paired(
+    engine: GraphEngine, run: list[str], log: _Log
+) -> Iterator[tuple[OrderedRows, pa.Array | None]]:
+    """Yield the pairs of neighboring days, and the items' ids if items are numbers."""
     first_day = (datetime.date.fromisoformat(run[0]) - _EPOCH).days
     since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
     before = log.files.get(_previous(run[0]), [])
-    with tempfile.TemporaryDirectory(prefix="coded-", dir=engine.spill) as folder:
+    with contextlib.ExitStack() as until_read, contextlib.ExitStack() as until_paired:
         ids = None
         if engine.reads_codes:
-            coded = _coded(run, before, since_us, log, Path(folder))
+            folder = tempfile.TemporaryDirectory(prefix="coded-", dir=engine.spill)
+            coded = _coded(run, before, since_us, log, Path(until_paired.enter_context(folder)))
             event, ids = coded_events(engine, coded, since_us)
         else:
             read = [*before, *(file for date in run for file in log.files[date])]
             event = plain_events(engine.read_events(read), since_us)
         pairs = co_interactions(event, log.options)
         wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
-        with engine.ordered(wanted) as rows:
-            _write_days(rows, ids, run, log, progress)
+        rows = until_read.enter_context(engine.ordered(wanted))
+        until_paired.close()
+        yield rows, ids
 
 
 def _coded(run: list[str], before: list[Path], since_us: int, log: _Log, folder: Path) -> CodedLog:
@@ -304,32 +321,52 @@ def _coded(run: list[str], before: list[Path], since_us: int, log: _Log, folder:
 
 
 def _write_days(
-    rows: OrderedRows, ids: pa.Array | None, run: list[str], log: _Log, progress: Any
+    rows: OrderedRows,
+    ids: pa.Array | None,
+    run: list[str],
+    log: _Log,
+    until_written: contextlib.ExitStack,
+    progress: Any,
 ) -> None:
-    pieces = _by_day(rows)
-    held = next(pieces, None)
-    for date in run:
-        path = partition_path(log.store, date)
-        described = _SCHEMA.with_metadata(log.of_day(date).metadata)
-        with (
-            whole_file(path) as aside,
-            pq.ParquetWriter(aside, described, compression="zstd") as out,
-        ):
-            while held is not None and held[0] == date:
-                out.write_batch(_named(held[1], ids, described))
-                held = next(pieces, None)
-        progress.update()
+    with until_written:
+        pieces = _by_day(rows)
+        held = next(pieces, None)
+        for date in run:
+            path = partition_path(log.store, date)
+            with whole_file(path) as aside, _writer(aside) as out:
+                out.add_key_value_metadata(log.of_day(date).metadata)
+                while held is not None and held[0] == date:
+                    out.write_batch(_named(held[1], ids))
+                    held = next(pieces, None)
+            progress.update()
 
 
-def _named(piece: pa.RecordBatch, ids: pa.Array | None, schema: pa.Schema) -> pa.RecordBatch:
+def _writer(path: Path) -> pq.ParquetWriter:
+    # Ids are written as dictionaries of any size: faster to write and to read, and as small. The
+    # file's schema does not say so, or readers that ask for text would get dictionaries.
+    return pq.ParquetWriter(
+        path, _SCHEMA, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False
+    )
+
+
+def _named(piece: pa.RecordBatch, ids: pa.Array | None) -> pa.RecordBatch:
     ends = [piece.column(name) for name in (SOURCE, TARGET)]
-    if ids is not None:
-        ends = [ids.take(codes) for codes in ends]
+    ends = [end.dictionary_encode() if ids is None else _dictionary(end, ids) for end in ends]
     columns = [*ends, piece.column(COUNT)]
     return pa.record_batch(
-        [column.cast(type_) for column, type_ in zip(columns, schema.types, strict=True)],
-        schema=schema,
+        [column.cast(type_) for column, type_ in zip(columns, _SCHEMA.types, strict=True)],
+        schema=_SCHEMA,
     )
+
+
+def _dictionary(codes: pa.Array, ids: pa.Array) -> pa.DictionaryArray:
+    """Name the codes by a dictionary of those that occur."""
+    row = np.asarray(codes)
+    place = np.zeros(len(ids), np.int32)
+    place[row] = 1
+    used = np.flatnonzero(place)
+    place[used] = np.arange(len(used), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(place[row], ids.take(pa.array(used)))
 
 
 def _by_day(rows: OrderedRows) -> Iterator[tuple[str, pa.RecordBatch]]:
