@@ -20,6 +20,7 @@ from hiertcn.items.hashing import compiled
 
 _BYTES_AN_END: Final = 20
 _INSERTED_AT_MOST: Final = 128
+_PIECE: Final = 1 << 20
 _NEWEST: Final = np.uint8(1)
 _PREVIOUS: Final = np.uint8(2)
 _SEEN: Final = np.uint8(4)
@@ -44,13 +45,16 @@ class DayPairs:
     newest: bool
     previous: bool
 
-    def ends(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return both ends, mapped, int32 [pairs]."""
-        return _mapped(self.source, np.int32), _mapped(self.target, np.int32)
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the co-interactions, mapped, int64 [pairs]."""
-        return _mapped(self.count, np.int64)
+    def pieces(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]]:
+        """Yield sources int32 [n], targets int32 [n] and counts int64 [n]."""
+        with (
+            self.source.open("rb") as sources,
+            self.target.open("rb") as targets,
+            self.count.open("rb") as counts,
+        ):
+            while len(source := np.fromfile(sources, np.int32, _PIECE)):
+                target = np.fromfile(targets, np.int32, _PIECE)
+                yield source, target, np.fromfile(counts, np.int64, _PIECE)
 
 
 class PairCounts(NamedTuple):
@@ -80,7 +84,7 @@ class Strongest:
     def pieces(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """Yield neighbors int32 [n] and weights int64 [n]: rows ascending, strongest first."""
         for neighbors, weights in self._files:
-            yield _mapped(neighbors, np.int32), _mapped(weights, np.int64)
+            yield np.fromfile(neighbors, np.int32), np.fromfile(weights, np.int64)
 
 
 def strongest_neighbors(
@@ -104,7 +108,8 @@ def strongest_neighbors(
     """
     starts = np.zeros(rows + 1, np.int64)
     for day in days:
-        _count_ends(*day.ends(), starts[1:])
+        for source, target, _ in day.pieces():
+            _count_ends(source, target, starts[1:])
     np.cumsum(starts, out=starts)
     degrees = np.zeros(rows, np.int64)
     ranges = list(_ranges(starts, min(memory // _BYTES_AN_END, starts[-1]) // threads))
@@ -142,9 +147,8 @@ def _of_range(
     cursor = here[:-1].copy()
     for day in days:
         kind = _SEEN | (_NEWEST * day.newest) | (_PREVIOUS * day.previous)
-        _gather(
-            *day.ends(), day.counts(), day.units, kind, first, cursor, neighbors, weights, days_of
-        )
+        for piece in day.pieces():
+            _gather(*piece, day.units, kind, first, cursor, neighbors, weights, days_of)
     counts = np.zeros(len(PairCounts._fields), np.int64)
     # What is kept goes to the front of the same arrays: never more than was read.
     kept = _strongest(
@@ -164,15 +168,6 @@ def _of_range(
     neighbors[:kept].tofile(files[0])
     weights[:kept].tofile(files[1])
     return counts, files
-
-
-def _mapped(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    # An empty file cannot be mapped; numba compiles once more for arrays that can be written.
-    if not path.stat().st_size:
-        empty = np.empty(0, dtype)
-        empty.flags.writeable = False
-        return empty
-    return np.asarray(np.memmap(path, dtype, "r"))
 
 
 @compiled
