@@ -129,6 +129,23 @@ def test_a_damaged_partition_is_built_again_and_a_vanished_day_removed(tmp_path)
     assert stored_dates(store) == ["2026-01-01", "2026-01-03"]
 
 
+def test_lost_partitions_come_back_as_they_were_and_are_current(tmp_path):
+    log = [
+        ("u", item, MIDNIGHT_S + 86_400 * day + offset)
+        for day in range(4)
+        for item, offset in (("a", 30), ("b", 100), ("c", 86_399))
+    ]
+    events, store = write_log(tmp_path / "events", log), tmp_path / "store"
+    build_edges(events, store, OPTIONS)
+    expected = read_store(store)
+    for lost in (["2026-01-02", "2026-01-03"], ["2026-01-03", "2026-01-04"], ["2026-01-01"]):
+        for date in lost:
+            partition_path(store, date).unlink()
+        assert build_edges(events, store, OPTIONS).rebuilt == len(lost)
+        assert read_store(store) == expected
+        assert build_edges(events, store, OPTIONS).rebuilt == 0
+
+
 def test_one_event_makes_an_empty_partition(tmp_path):
     events = write_log(tmp_path / "events", [("u", "a", MIDNIGHT_S)])
     summary = build_edges(events, tmp_path / "store", OPTIONS)
