@@ -19,9 +19,7 @@ than the given log.
 
 import contextlib
 import datetime
-import hashlib
 import itertools
-import json
 import logging
 import os
 import tempfile
@@ -38,10 +36,11 @@ from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
-from hiertcn.files import sha256, whole_file
+from hiertcn.files import whole_file
 from hiertcn.graph.coded_log import CodedLog
+from hiertcn.graph.edge_log import EdgeLog, previous
 from hiertcn.graph.engine import GraphEngine, connect
-from hiertcn.graph.log_fingerprints import DayFingerprint, log_fingerprints, row_count
+from hiertcn.graph.log_fingerprints import row_count
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import (
@@ -56,8 +55,6 @@ from hiertcn.graph.pairs import (
 )
 
 _FILE: Final = "edges.parquet"
-_LOG: Final = b"hiertcn.log"
-_VERSION: Final = 3
 _BATCH_ROWS: Final = 1 << 20
 _EPOCH: Final = datetime.date(1970, 1, 1)
 _ID: Final = pa.dictionary(pa.int32(), pa.string())
@@ -113,7 +110,8 @@ def build_edges(
     files = event_files(events)
     dates = sorted(files)
     with connect(options, store) as engine:
-        log = _Log(files, store, options, codes=engine.reads_codes)
+        paths = {date: partition_path(store, date) for date in dates}
+        log = EdgeLog(files, paths, options, codes=engine.reads_codes)
         stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
         # One chunk is written while the next is read and paired.
@@ -177,94 +175,6 @@ def stored_dates(store: Path) -> list[str]:
     return sorted(path.parent.name.partition("=")[2] for path in store.glob(f"{DATE}=*/{_FILE}"))
 
 
-@dataclass(frozen=True)
-class _DayLog:
-    """What a partition was made of, as its file says it or as it would say it now.
-
-    Attributes:
-        events: digest of the rules and of the day's events.
-        before: digest of the previous day's last events.
-        files: digest of the rules and of the files' bytes: while it holds, rows need no reading.
-        fingerprint: of the day's events.
-    """
-
-    events: str
-    before: str
-    files: str
-    fingerprint: DayFingerprint
-
-    @property
-    def metadata(self) -> dict[bytes, bytes]:
-        return {_LOG: json.dumps(asdict(self)).encode()}
-
-    @classmethod
-    def of_partition(cls, path: Path) -> "_DayLog | None":
-        try:
-            stored = json.loads((pq.read_metadata(path).metadata or {})[_LOG])
-            parts = stored.pop("fingerprint")
-            return cls(
-                **stored,
-                fingerprint=DayFingerprint(tuple(parts["events"]), tuple(parts["tail"])),
-            )
-        except FileNotFoundError:
-            return None
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-            _log.warning("%s cannot be read and is built again", path)
-            return None
-
-
-class _Log:
-    """What the partitions of a log should be made of, known as far as it has been read.
-
-    A day that has no partition yet is not read for its fingerprint alone, if the day after it has
-    none either: with ``codes`` it is fingerprinted while it is built, before that day.
-    """
-
-    def __init__(
-        self, files: dict[str, list[Path]], store: Path, options: GraphOptions, *, codes: bool
-    ) -> None:
-        self.files = files
-        self.store = store
-        self.options = options
-        self._rules = (_VERSION, options.window_s, options.max_followers)
-        self._read = {
-            date: _digest(self._rules, [sha256(file) for file in files[date]]) for date in files
-        }
-        self._stored = {date: _DayLog.of_partition(partition_path(store, date)) for date in files}
-        self.fingerprints = {
-            date: stored.fingerprint
-            for date, stored in self._stored.items()
-            if stored is not None and stored.files == self._read[date]
-        }
-        changed = {
-            date: files[date]
-            for date in files
-            if date not in self.fingerprints
-            and not (codes and self._is_new(date) and self._is_new(_next(date)))
-        }
-        self.fingerprints |= log_fingerprints(changed, options.window_s, options.threads)
-
-    def of_day(self, date: str) -> _DayLog:
-        """Describe a day; it and the day before it must have been fingerprinted."""
-        before = self.fingerprints.get(_previous(date))
-        tail = before.tail if before and before.tail[0] else None
-        found = self.fingerprints[date]
-        return _DayLog(_digest(self._rules, found.events), _digest(tail), self._read[date], found)
-
-    def is_current(self, date: str) -> bool:
-        """Say whether the day's partition may stay."""
-        stored = self._stored[date]
-        if stored is None:
-            return False
-        wanted = self.of_day(date)
-        # A log that begins at this date has lost the events before it, the partition has not.
-        is_first = date == min(self.files)
-        return stored.events == wanted.events and (is_first or stored.before == wanted.before)
-
-    def _is_new(self, date: str) -> bool:
-        return self._stored.get(date) is None
-
-
 def _chunks(
     stale: list[str], dates: list[str], files: dict[str, list[Path]], chunk_events: int
 ) -> Iterator[list[str]]:
@@ -286,12 +196,12 @@ def _chunks(
 
 @contextlib.contextmanager
 def _paired(
-    engine: GraphEngine, run: list[str], log: _Log
+    engine: GraphEngine, run: list[str], log: EdgeLog
 ) -> Iterator[tuple[OrderedRows, pa.Array | None]]:
     """Yield the pairs of neighboring days, and the items' ids if items are numbers."""
     first_day = (datetime.date.fromisoformat(run[0]) - _EPOCH).days
     since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
-    before = log.files.get(_previous(run[0]), [])
+    before = log.files.get(previous(run[0]), [])
     with contextlib.ExitStack() as until_read, contextlib.ExitStack() as until_paired:
         ids = None
         if engine.reads_codes:
@@ -308,7 +218,9 @@ def _paired(
         yield rows, ids
 
 
-def _coded(run: list[str], before: list[Path], since_us: int, log: _Log, folder: Path) -> CodedLog:
+def _coded(
+    run: list[str], before: list[Path], since_us: int, log: EdgeLog, folder: Path
+) -> CodedLog:
     coded = CodedLog(folder)
     tail_s = log.options.window_s
     with ThreadPoolExecutor(log.options.threads or os.cpu_count()) as pool:
@@ -324,7 +236,7 @@ def _write_days(
     rows: OrderedRows,
     ids: pa.Array | None,
     run: list[str],
-    log: _Log,
+    log: EdgeLog,
     until_written: contextlib.ExitStack,
     progress: Any,
 ) -> None:
@@ -332,8 +244,7 @@ def _write_days(
         pieces = _by_day(rows)
         held = next(pieces, None)
         for date in run:
-            path = partition_path(log.store, date)
-            with whole_file(path) as aside, _writer(aside) as out:
+            with whole_file(log.partitions[date]) as aside, _writer(aside) as out:
                 out.add_key_value_metadata(log.of_day(date).metadata)
                 while held is not None and held[0] == date:
                     out.write_batch(_named(held[1], ids))
@@ -387,15 +298,3 @@ def _remove_vanished(store: Path, dates: list[str]) -> int:
         partition_path(store, date).unlink()
         partition_path(store, date).parent.rmdir()
     return len(vanished)
-
-
-def _previous(date: str) -> str:
-    return (datetime.date.fromisoformat(date) - datetime.timedelta(days=1)).isoformat()
-
-
-def _next(date: str) -> str:
-    return (datetime.date.fromisoformat(date) + datetime.timedelta(days=1)).isoformat()
-
-
-def _digest(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:32]

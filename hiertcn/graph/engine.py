@@ -16,7 +16,6 @@ from typing import Any, Final, Protocol
 
 import duckdb
 import ibis
-import pyarrow as pa
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
@@ -54,10 +53,6 @@ class GraphEngine(Protocol):
 
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """Return the rows of ``folder/date=YYYY-MM-DD/*``, with ``date`` as a text column."""
-        ...
-
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """Return rows of this process as a table of the engine."""
         ...
 
     def ordered(self, expression: ibis.Table) -> contextlib.AbstractContextManager[OrderedRows]:
@@ -103,10 +98,6 @@ class DuckDBEngine:
         """See :class:`GraphEngine`."""
         table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=True)
         return table.mutate(**{DATE: table[DATE].cast("string")})
-
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """See :class:`GraphEngine`."""
-        return ibis.memtable(rows)
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:

@@ -106,7 +106,7 @@ def coded_events(engine: GraphEngine, log: CodedLog, since_us: int) -> tuple[ibi
     do.
     """
     ids, numbers, hashes = log.items.in_text_order()
-    items = engine.table(
+    items = ibis.memtable(
         pa.table(
             {
                 NUMBER: numbers,

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import ibis
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
@@ -49,12 +47,6 @@ class SparkEngine:
         reader = self._session.read.option("basePath", str(folder))
         table = self._view(reader.parquet(*map(str, files)))
         return table.mutate(**{DATE: table[DATE].cast("string")})
-
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        path = self.spill / f"table-{next(self._names)}.parquet"
-        pq.write_table(rows, path)
-        return self._view(self._session.read.parquet(str(path)))
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
