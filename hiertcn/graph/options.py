@@ -24,8 +24,8 @@ class GraphOptions:
         half_life_days: days after which a co-interaction weighs half; 0 means no decay.
         top_n: neighbors kept per item, by weight.
         as_of: newest date merged, ``YYYY-MM-DD``; empty means the newest partition's date.
-        memory_limit: what DuckDB, or a local Spark, may hold in memory, such as ``4GB``; the rest
-            spills to disk. What Python holds beside it comes on top.
+        memory_limit: what DuckDB, a local Spark or the merge may hold in memory, such as ``4GB``;
+            the rest spills to disk. What Python holds beside it comes on top.
         threads: of DuckDB or of a local Spark; 0 means one per core.
         engine: ``duckdb`` or ``spark``, which runs the same queries and gives the same edges.
         spark_master: where Spark runs: a master URL such as ``spark://host:7077`` or ``yarn``, or

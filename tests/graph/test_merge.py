@@ -102,6 +102,9 @@ def test_as_of_chooses_the_window_and_an_empty_window_is_refused(tmp_path, index
     with pytest.raises(InputError, match="no edge partition from 2025"):
         merge_edges(store, index, tmp_path / "g2", GraphOptions(as_of="2025-06-01"))
     assert not (tmp_path / "g2").exists()
+    with pytest.raises(InputError, match="memory_limit is 'lots'; expected a number and a unit"):
+        merge_edges(store, index, tmp_path / "g2", GraphOptions(memory_limit="lots"))
+    assert not (tmp_path / "g2").exists()
     with pytest.raises(InputError, match="holds no edge partition"):
         merge_edges(tmp_path / "none", index, tmp_path / "g2")
 
