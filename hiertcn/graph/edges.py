@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
-from hiertcn.files import whole_file
+from hiertcn.files import full_disk_as_input_error, whole_file
 from hiertcn.graph.coded_log import CodedLog
 from hiertcn.graph.edge_log import EdgeLog, previous
 from hiertcn.graph.engine import GraphEngine, connect
@@ -223,7 +223,8 @@ def _coded(
 ) -> CodedLog:
     coded = CodedLog(folder)
     tail_s = log.options.window_s
-    with ThreadPoolExecutor(log.options.threads or os.cpu_count()) as pool:
+    threads = log.options.threads or os.cpu_count()
+    with full_disk_as_input_error(folder), ThreadPoolExecutor(threads) as pool:
         earlier = pool.submit(coded.add_day, before, tail_s, since_us)
         read = {date: pool.submit(coded.add_day, log.files[date], tail_s) for date in run}
         earlier.result()

@@ -106,12 +106,14 @@ def hashed_events(path: Path, since_us: int | None = None) -> Iterator[HashedEve
     """Yield the events of one file in pieces, those before ``since_us`` left out.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or a column has another type.
+        InputError: the file cannot be read, lacks a column, a column has another type, or an event
+            lacks a value.
     """
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow)
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+                _refuse_nulls(path, batch)
                 stamps = batch.column(TIMESTAMP).cast(pa.timestamp("us"), safe=False)
                 at_us = np.asarray(stamps.cast(pa.int64()))
                 users, items = batch.column(USER_ID), batch.column(ITEM_ID)
@@ -149,6 +151,15 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
         raise InputError(
             f"the column {TIMESTAMP!r} of {path} is {type_}; expected a timestamp, as ingest writes"
         )
+
+
+def _refuse_nulls(path: Path, batch: pa.RecordBatch) -> None:
+    for column in _COLUMNS:
+        if batch.column(column).null_count:
+            raise InputError(
+                f"{path} has an event without {column!r}; expected the events that ingest writes, "
+                "which have all three columns"
+            )
 
 
 def _broken(path: Path, error: Exception) -> InputError:

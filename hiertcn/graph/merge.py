@@ -158,9 +158,10 @@ def _days_in_rows(
                 pq.ParquetFile(path, read_dictionary=[SOURCE, TARGET]) as file,
             ):
                 for batch in file.iter_batches(_BATCH_ROWS, columns=[SOURCE, TARGET, COUNT]):
-                    rows_of(batch.column(SOURCE)).tofile(source)
-                    rows_of(batch.column(TARGET)).tofile(target)
-                    np.asarray(batch.column(COUNT)).tofile(count)
+                    # Not ndarray.tofile, which does not say that the disk is full.
+                    source.write(rows_of(batch.column(SOURCE)).data)
+                    target.write(rows_of(batch.column(TARGET)).data)
+                    count.write(np.asarray(batch.column(COUNT)).data)
         except (pa.ArrowException, KeyError) as error:
             raise InputError(
                 f"{path} could not be read as an edge partition ({error}); delete it and run "

@@ -116,8 +116,8 @@ def strongest_neighbors(
     work = partial(_of_range, days, starts, items, top_n, degrees, folder)
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(work, ranges))
-    counts = PairCounts(*np.sum([counts for counts, _ in found], axis=0).tolist())
-    return Strongest(degrees[:items], counts, [files for _, files in found])
+    counts = sum((counts for counts, _ in found), np.zeros(len(PairCounts._fields), np.int64))
+    return Strongest(degrees[:items], PairCounts(*counts.tolist()), [files for _, files in found])
 
 
 def _ranges(starts: NDArray[np.int64], ends: int) -> Iterator[tuple[int, int]]:
@@ -165,8 +165,8 @@ def _of_range(
         counts,
     )
     files = folder / f"neighbors-{first}", folder / f"weights-{first}"
-    neighbors[:kept].tofile(files[0])
-    weights[:kept].tofile(files[1])
+    files[0].write_bytes(neighbors[:kept].data)
+    files[1].write_bytes(weights[:kept].data)
     return counts, files
 
 

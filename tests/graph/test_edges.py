@@ -164,6 +164,11 @@ def test_bad_input_is_named(tmp_path):
     pq.write_table(pa.table({"user_id": ["u"]}), folder / "part-0.parquet")
     with pytest.raises(InputError, match="has no column 'item_id'"):
         build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
+    times = pa.array([0], pa.timestamp("us", tz="UTC"))
+    nobody = pa.table({"user_id": ["u"], "item_id": pa.nulls(1, pa.string()), "timestamp": times})
+    pq.write_table(nobody, folder / "part-0.parquet")
+    with pytest.raises(InputError, match=r"part-0\.parquet has an event without 'item_id'"):
+        build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
     with pytest.raises(InputError, match="memory_limit 'lots'"):
         build_edges(tmp_path / "events", tmp_path / "store", GraphOptions(memory_limit="lots"))
     with pytest.raises(InputError, match="window_s is 0"):

@@ -115,6 +115,13 @@ def test_no_edges_at_all_is_a_graph_of_isolated_items(tmp_path, index):
     assert (csr.items, len(csr.indices)) == (5, 0)
 
 
+def test_an_index_without_items_gives_an_empty_graph(tmp_path, store):
+    csr = merge_edges(store, IdIndex.build([], tmp_path / "none"), tmp_path / "graph")
+    assert (csr.items, len(csr.indices)) == (0, 0)
+    statistics = json.loads((tmp_path / "graph" / "statistics.json").read_text())
+    assert statistics["pairs"] == statistics["pairs_unknown_items"] == 5
+
+
 def test_a_truncated_graph_is_refused(tmp_path, index, store):
     merge_edges(store, index, tmp_path / "graph")
     path = tmp_path / "graph" / "indices.npy"
