@@ -293,7 +293,7 @@ def measure_inference(arguments: argparse.Namespace) -> dict[str, Any]:
         "layer-wise seconds": layer_wise,
         "nodes a second": arguments.nodes / layer_wise,
         "minibatch": arguments.inference_batch,
-        "minibatch seconds, scaled": minibatch,
+        f"minibatch seconds, scaled from {arguments.minibatches} batches": minibatch,
         "ratio": minibatch / layer_wise,
         "largest difference": worst,
     }

@@ -82,11 +82,10 @@ def draw_graph(folder: Path, items: int, degree: int, seed: int = 0) -> CSR:
     def pieces() -> Any:
         for first in range(0, items, 1 << 20):
             count = min(1 << 20, items - first)
-            rows = np.repeat(np.arange(first, first + count, dtype=np.int32), degree)
-            neighbors = rng.integers(0, items, len(rows), np.int32)
-            yield rows, neighbors, rng.random(len(rows), np.float32) + np.float32(0.1)
+            neighbors = rng.integers(0, items, count * degree, np.int32)
+            yield neighbors, rng.random(len(neighbors), np.float32) + np.float32(0.1)
 
-    write_csr(directory, pieces(), items, items * degree)
+    write_csr(directory, np.full(items, degree), pieces())
     return CSR.open(directory)
 
 

@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _full_disk_as_input_error(path):
+        with full_disk_as_input_error(path):
             yield aside
             _fsync(aside)
             aside.replace(path)
@@ -49,7 +49,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        with _full_disk_as_input_error(path):
+        with full_disk_as_input_error(path):
             yield aside
             for file in sorted(aside.rglob("*")):
                 _fsync(file)
@@ -101,7 +101,12 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_as_input_error(path: Path) -> Iterator[None]:
+def full_disk_as_input_error(path: Path) -> Iterator[None]:
+    """Say in one sentence that the disk was full while ``path`` was written in the block.
+
+    Raises:
+        InputError: the disk is full.
+    """
     try:
         yield
     except OSError as error:

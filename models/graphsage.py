@@ -131,7 +131,7 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
 
     def messages(self, z: Tensor) -> Tensor:
         """ReLU(Q z + q), or z for ``graphsage``: float32 [sources, dim] -> [sources, dim]."""
-        return z if self.pooling == "graphsage" else torch.relu(self.neighbor(z))
+        return z if self.pooling == "graphsage" else torch.relu_(self.neighbor(z))
 
     def update_targets(self, z: Tensor, messages: Tensor, adjacency: Tensor) -> Tensor:
         """Aggregate and combine.
@@ -143,14 +143,14 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
         """
         degrees = adjacency.crow_indices().diff()
         aggregated = self.propagate(self._weighted(adjacency, degrees), x=messages)
-        alone = degrees == 0
-        if alone.any():
-            aggregated = torch.where(alone.unsqueeze(-1), self.no_neighbors, aggregated)
+        alone = torch.nonzero(degrees == 0).squeeze(1)
+        # These rows are 0; replacing them with torch.where would copy all the others too.
+        aggregated = aggregated.index_add_(0, alone, self.no_neighbors.expand(len(alone), -1))
         # W concat(z, n) as the sum of two products, without copying both into one.
         weight, width = self.combine.weight, z.shape[1]
         own, others = weight[:, :width], weight[:, width:]
-        combined = torch.addmm(self.combine.bias, z, own.T).addmm(aggregated, others.T)
-        return torch.relu(combined)
+        combined = torch.addmm(self.combine.bias, z, own.T).addmm_(aggregated, others.T)
+        return torch.relu_(combined)
 
     def message_and_aggregate(self, edge_index: Tensor, x: Tensor) -> Tensor:
         """Aggregate messages by the adjacency without materializing one per edge."""
@@ -164,7 +164,8 @@ class PinSageConv(MessagePassing):  # type: ignore[misc]
             return adjacency
         weights = torch.ones_like(adjacency.values())
         if self.pooling != "max":
-            weights = weights / torch.repeat_interleave(degrees, degrees)
+            shares = degrees.to(weights.dtype).reciprocal()
+            weights = torch.repeat_interleave(shares, degrees, output_size=len(weights))
         return torch.sparse_csr_tensor(
             adjacency.crow_indices(),
             adjacency.col_indices(),

@@ -100,37 +100,34 @@ class CSR:
 
 def write_csr(
     directory: Path,
-    edges: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
-    items: int,
-    count: int,
+    degrees: NDArray[np.int64],
+    edges: Iterable[tuple[NDArray[Any], NDArray[Any]]],
 ) -> None:
     """Write a graph whose edges come in pieces, without holding them.
 
     Args:
         directory: existing folder.
-        edges: pieces of (rows, neighbors, weights), each [n]; rows ascend through all pieces.
-        items: number of items.
-        count: number of edges in all pieces.
+        degrees: int64 [items], neighbors of each.
+        edges: pieces of (neighbors, weights), each [n], of all items in turn.
     """
-    indptr = np.zeros(items + 1, np.int64)
-    indices = _new_array(directory / _INDICES_FILE, np.int32, count)
-    weights = _new_array(directory / _WEIGHTS_FILE, np.float32, count)
+    indptr = np.concatenate([[0], np.cumsum(degrees)])
+    indices = _new_array(directory / _INDICES_FILE, np.int32, int(indptr[-1]))
+    weights = _new_array(directory / _WEIGHTS_FILE, np.float32, int(indptr[-1]))
     start = 0
-    for rows, neighbors, row_weights in edges:
-        stop = start + len(rows)
+    for neighbors, neighbor_weights in edges:
+        stop = start + len(neighbors)
         indices[start:stop] = neighbors
-        weights[start:stop] = row_weights
-        row, degree = np.unique(rows, return_counts=True)
-        indptr[row + 1] += degree
+        weights[start:stop] = neighbor_weights
         start = stop
-    np.save(directory / _INDPTR_FILE, np.cumsum(indptr))
+    np.save(directory / _INDPTR_FILE, indptr)
 
 
 def _new_array(path: Path, dtype: type[np.generic], length: int) -> NDArray[Any]:
     if not length:
         # An empty file cannot be mapped for writing.
         np.save(path, np.empty(0, dtype))
-    return np.lib.format.open_memmap(path, "w+" if length else "r", dtype, (length,))
+        return np.empty(0, dtype)
+    return np.lib.format.open_memmap(path, "w+", dtype, (length,))
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

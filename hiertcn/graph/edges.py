@@ -10,19 +10,21 @@ the last ``window_s`` seconds before it, so a new day never changes an old parti
 partitions of all days together are one build. A partition stores a fingerprint of exactly those
 events and is kept while the fingerprint holds; otherwise the day is computed again.
 
-Cost: the fingerprints read a day's rows once, and while its files keep their bytes only those. A
-new day's query reads that day and the end of the one before.
+Cost: a day's rows are read once, or twice if it had a partition before; while its files keep their
+bytes only those are. A new day's query reads that day and the end of the one before.
 
 Not done here: weighting by age, choosing neighbors (``merge``), removing partitions older or newer
 than the given log.
 """
 
+import contextlib
 import datetime
-import hashlib
 import itertools
-import json
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,9 +36,11 @@ from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
-from hiertcn.files import sha256, whole_file
+from hiertcn.files import full_disk_as_input_error, whole_file
+from hiertcn.graph.coded_log import CodedLog
+from hiertcn.graph.edge_log import EdgeLog, previous
 from hiertcn.graph.engine import GraphEngine, connect
-from hiertcn.graph.log_fingerprints import DayFingerprint, log_fingerprints, row_count
+from hiertcn.graph.log_fingerprints import row_count
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import (
@@ -51,11 +55,10 @@ from hiertcn.graph.pairs import (
 )
 
 _FILE: Final = "edges.parquet"
-_LOG: Final = b"hiertcn.log"
-_VERSION: Final = 2
-_BATCH_ROWS: Final = 1 << 18
+_BATCH_ROWS: Final = 1 << 20
 _EPOCH: Final = datetime.date(1970, 1, 1)
-_SCHEMA: Final = pa.schema({SOURCE: pa.string(), TARGET: pa.string(), COUNT: pa.int64()})
+_ID: Final = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA: Final = pa.schema({SOURCE: _ID, TARGET: _ID, COUNT: pa.int64()})
 
 _log = logging.getLogger(__name__)
 
@@ -107,15 +110,22 @@ def build_edges(
     files = event_files(events)
     dates = sorted(files)
     with connect(options, store) as engine:
-        stored = {date: _DayLog.of_partition(partition_path(store, date)) for date in dates}
-        logs = _day_logs(files, stored, options)
-        stale = [
-            date for date in dates if not _is_current(stored[date], logs[date], date == dates[0])
-        ]
+        paths = {date: partition_path(store, date) for date in dates}
+        log = EdgeLog(files, paths, options, codes=engine.reads_codes)
+        stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
-        with progress:
+        # One chunk is written while the next is read and paired.
+        with progress, ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
             for run in _chunks(stale, dates, files, options.chunk_events):
-                _build_days(engine, run, files, store, options, logs, progress)
+                with contextlib.ExitStack() as until_written:
+                    rows, ids = until_written.enter_context(_paired(engine, run, log))
+                    if written:
+                        written.result()
+                    kept = until_written.pop_all()
+                    written = writer.submit(_write_days, rows, ids, run, log, kept, progress)
+            if written:
+                written.result()
     removed = _remove_vanished(store, dates)
     summary = EdgeSummary(
         days=len(dates),
@@ -165,72 +175,6 @@ def stored_dates(store: Path) -> list[str]:
     return sorted(path.parent.name.partition("=")[2] for path in store.glob(f"{DATE}=*/{_FILE}"))
 
 
-@dataclass(frozen=True)
-class _DayLog:
-    """What a partition was made of, as its file says it or as it would say it now.
-
-    Attributes:
-        events: digest of the rules and of the day's events.
-        before: digest of the previous day's last events.
-        files: digest of the rules and of the files' bytes: while it holds, rows need no reading.
-        fingerprint: of the day's events.
-    """
-
-    events: str
-    before: str
-    files: str
-    fingerprint: DayFingerprint
-
-    @property
-    def metadata(self) -> dict[bytes, bytes]:
-        return {_LOG: json.dumps(asdict(self)).encode()}
-
-    @classmethod
-    def of_partition(cls, path: Path) -> "_DayLog | None":
-        try:
-            stored = json.loads((pq.read_metadata(path).metadata or {})[_LOG])
-            parts = stored.pop("fingerprint")
-            return cls(
-                **stored,
-                fingerprint=DayFingerprint(tuple(parts["events"]), tuple(parts["tail"])),
-            )
-        except FileNotFoundError:
-            return None
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-            _log.warning("%s cannot be read and is built again", path)
-            return None
-
-
-def _day_logs(
-    files: dict[str, list[Path]], stored: dict[str, _DayLog | None], options: GraphOptions
-) -> dict[str, _DayLog]:
-    """Fingerprint each day's events, and those that may reach into the next day."""
-    rules = (_VERSION, options.window_s, options.max_followers)
-    read = {date: _digest(rules, [sha256(file) for file in files[date]]) for date in files}
-    found = {
-        date: log.fingerprint
-        for date, log in stored.items()
-        if log is not None and log.files == read[date]
-    }
-    changed = {date: files[date] for date in files if date not in found}
-    found |= log_fingerprints(changed, options.window_s, options.threads)
-    logs = {}
-    for date in files:
-        before = found.get(_previous(date))
-        tail = before.tail if before and before.tail[0] else None
-        logs[date] = _DayLog(
-            _digest(rules, found[date].events), _digest(tail), read[date], found[date]
-        )
-    return logs
-
-
-def _is_current(stored: _DayLog | None, log: _DayLog, is_first: bool) -> bool:
-    if stored is None or stored.events != log.events:
-        return False
-    # A log that begins at this date has lost the events before it, the partition has not.
-    return is_first or stored.before == log.before
-
-
 def _chunks(
     stale: list[str], dates: list[str], files: dict[str, list[Path]], chunk_events: int
 ) -> Iterator[list[str]]:
@@ -250,61 +194,91 @@ def _chunks(
         yield run
 
 
-def _build_days(
-    engine: GraphEngine,
-    run: list[str],
-    files: dict[str, list[Path]],
-    store: Path,
-    options: GraphOptions,
-    logs: dict[str, _DayLog],
-    progress: Any,
-) -> None:
-    read = [file for date in (_previous(run[0]), *run) for file in files.get(date, [])]
+@contextlib.contextmanager
+def _paired(
+    engine: GraphEngine, run: list[str], log: EdgeLog
+) -> Iterator[tuple[OrderedRows, pa.Array | None]]:
+    """Yield the pairs of neighboring days, and the items' ids if items are numbers."""
     first_day = (datetime.date.fromisoformat(run[0]) - _EPOCH).days
-    since_us = first_day * US_PER_DAY - round(options.window_s * 1e6)
-    ids = None
-    if engine.prefers_codes:
-        event, ids = coded_events(engine, engine.read_events(read), since_us)
-    else:
-        event = plain_events(engine.read_events(read), since_us)
-    pairs = co_interactions(event, options)
-    wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
-    with engine.ordered(wanted) as rows:
-        _write_days(rows, ids, run, store, logs, progress)
+    since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
+    before = log.files.get(previous(run[0]), [])
+    with contextlib.ExitStack() as until_read, contextlib.ExitStack() as until_paired:
+        ids = None
+        if engine.reads_codes:
+            folder = tempfile.TemporaryDirectory(prefix="coded-", dir=engine.spill)
+            coded = _coded(run, before, since_us, log, Path(until_paired.enter_context(folder)))
+            event, ids = coded_events(engine, coded, since_us)
+        else:
+            read = [*before, *(file for date in run for file in log.files[date])]
+            event = plain_events(engine.read_events(read), since_us)
+        pairs = co_interactions(event, log.options)
+        wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
+        rows = until_read.enter_context(engine.ordered(wanted))
+        until_paired.close()
+        yield rows, ids
+
+
+def _coded(
+    run: list[str], before: list[Path], since_us: int, log: EdgeLog, folder: Path
+) -> CodedLog:
+    coded = CodedLog(folder)
+    tail_s = log.options.window_s
+    threads = log.options.threads or os.cpu_count()
+    with full_disk_as_input_error(folder), ThreadPoolExecutor(threads) as pool:
+        earlier = pool.submit(coded.add_day, before, tail_s, since_us)
+        read = {date: pool.submit(coded.add_day, log.files[date], tail_s) for date in run}
+        earlier.result()
+        for date, fingerprint in read.items():
+            log.fingerprints[date] = fingerprint.result()
+    return coded
 
 
 def _write_days(
     rows: OrderedRows,
     ids: pa.Array | None,
     run: list[str],
-    store: Path,
-    logs: dict[str, _DayLog],
+    log: EdgeLog,
+    until_written: contextlib.ExitStack,
     progress: Any,
 ) -> None:
-    pieces = _by_day(rows)
-    held = next(pieces, None)
-    for date in run:
-        path = partition_path(store, date)
-        described = _SCHEMA.with_metadata(logs[date].metadata)
-        with (
-            whole_file(path) as aside,
-            pq.ParquetWriter(aside, described, compression="zstd") as out,
-        ):
-            while held is not None and held[0] == date:
-                out.write_batch(_named(held[1], ids, described))
-                held = next(pieces, None)
-        progress.update()
+    with until_written:
+        pieces = _by_day(rows)
+        held = next(pieces, None)
+        for date in run:
+            with whole_file(log.partitions[date]) as aside, _writer(aside) as out:
+                out.add_key_value_metadata(log.of_day(date).metadata)
+                while held is not None and held[0] == date:
+                    out.write_batch(_named(held[1], ids))
+                    held = next(pieces, None)
+            progress.update()
 
 
-def _named(piece: pa.RecordBatch, ids: pa.Array | None, schema: pa.Schema) -> pa.RecordBatch:
+def _writer(path: Path) -> pq.ParquetWriter:
+    # Ids are written as dictionaries of any size: faster to write and to read, and as small. The
+    # file's schema does not say so, or readers that ask for text would get dictionaries.
+    return pq.ParquetWriter(
+        path, _SCHEMA, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False
+    )
+
+
+def _named(piece: pa.RecordBatch, ids: pa.Array | None) -> pa.RecordBatch:
     ends = [piece.column(name) for name in (SOURCE, TARGET)]
-    if ids is not None:
-        ends = [ids.take(codes) for codes in ends]
+    ends = [end.dictionary_encode() if ids is None else _dictionary(end, ids) for end in ends]
     columns = [*ends, piece.column(COUNT)]
     return pa.record_batch(
-        [column.cast(type_) for column, type_ in zip(columns, schema.types, strict=True)],
-        schema=schema,
+        [column.cast(type_) for column, type_ in zip(columns, _SCHEMA.types, strict=True)],
+        schema=_SCHEMA,
     )
+
+
+def _dictionary(codes: pa.Array, ids: pa.Array) -> pa.DictionaryArray:
+    """Name the codes by a dictionary of those that occur."""
+    row = np.asarray(codes)
+    place = np.zeros(len(ids), np.int32)
+    place[row] = 1
+    used = np.flatnonzero(place)
+    place[used] = np.arange(len(used), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(place[row], ids.take(pa.array(used)))
 
 
 def _by_day(rows: OrderedRows) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -325,11 +299,3 @@ def _remove_vanished(store: Path, dates: list[str]) -> int:
         partition_path(store, date).unlink()
         partition_path(store, date).parent.rmdir()
     return len(vanished)
-
-
-def _previous(date: str) -> str:
-    return (datetime.date.fromisoformat(date) - datetime.timedelta(days=1)).isoformat()
-
-
-def _digest(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
 """The engine that graph queries run on: DuckDB, out of core in this process, or Spark.
 
 Queries are Ibis expressions and know neither; both engines give the same rows. What differs is
-here: how parquet is read, what "computed once" means, and how an ordered result comes back without
+here: how parquet is read, and how an ordered result comes back without
 passing through memory as a whole.
 """
 
@@ -16,11 +16,9 @@ from typing import Any, Final, Protocol
 
 import duckdb
 import ibis
-import ibis.expr.datatypes as dt
-import pyarrow as pa
 
 from hiertcn.errors import InputError
-from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.events.columns import DATE
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 
@@ -32,28 +30,29 @@ class GraphEngine(Protocol):
     """What graph queries need of an engine."""
 
     @property
-    def prefers_codes(self) -> bool:
-        """Whether texts are worth replacing by integers before sorting and joining them.
+    def spill(self) -> Path:
+        """Folder for passing files, gone with the engine."""
+        ...
 
-        It takes a numbering of all distinct ids, which is cheap in one process and a bottleneck
-        on a cluster.
+    @property
+    def reads_codes(self) -> bool:
+        """Whether this process reads the log and hands on numbers, or the engine reads texts.
+
+        Numbers sort and join faster, but a cluster should not wait for one process to read.
         """
         ...
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
-        """Return user_id, item_id and at (int64 microseconds since 1970-01-01 UTC) of a log."""
+        """Return a log's rows.
+
+        If it reads codes, the files are those of a ``CodedLog`` and the columns user, number and
+        at; else they are the log's own, and the columns user_id, item_id and at. ``at`` is int64
+        microseconds since 1970-01-01 UTC.
+        """
         ...
 
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """Return the rows of ``folder/date=YYYY-MM-DD/*``, with ``date`` as a text column."""
-        ...
-
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """Return rows of this process as a table of the engine."""
-        ...
-
-    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """Return a table that is computed once however often it is used."""
         ...
 
     def ordered(self, expression: ibis.Table) -> contextlib.AbstractContextManager[OrderedRows]:
@@ -71,7 +70,7 @@ def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
         InputError: the engine is not installed or refuses its limits, or memory or disk ran out
             inside the block.
     """
-    with _spill_folder(spill_beside.parent) as spill:
+    with spill_folder(spill_beside.parent) as spill:
         if options.engine == "spark":
             from hiertcn.graph.spark import connect_spark
 
@@ -85,31 +84,20 @@ def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
 class DuckDBEngine:
     """DuckDB inside this process."""
 
-    prefers_codes = True
+    reads_codes = True
 
     def __init__(self, backend: Any, spill: Path) -> None:
         self._backend = backend
-        self._spill = spill
+        self.spill = spill
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
         """See :class:`GraphEngine`."""
-        table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=False)
-        return table.select(USER_ID, ITEM_ID, at=_epoch_us(table[TIMESTAMP]))
+        return self._backend.read_parquet([str(file) for file in files], hive_partitioning=False)
 
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """See :class:`GraphEngine`."""
         table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=True)
         return table.mutate(**{DATE: table[DATE].cast("string")})
-
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """See :class:`GraphEngine`."""
-        return ibis.memtable(rows)
-
-    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """See :class:`GraphEngine`."""
-        # By hand: Ibis 12 writes DROP statements without the name of the table.
-        self._backend.raw_sql(f"DROP TABLE IF EXISTS {name}")
-        return self._backend.create_table(name, expression, temp=True)
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
@@ -117,15 +105,10 @@ class DuckDBEngine:
 
         Through a file: Ibis 12 asks DuckDB 2 for a reader that it no longer has.
         """
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self.spill) as folder:
             path = Path(folder) / "rows.parquet"
             self._backend.to_parquet(expression, path)
             yield OrderedRows([path])
-
-
-@ibis.udf.scalar.builtin(name="epoch_us")  # type: ignore[untyped-decorator]
-def _epoch_us(timestamp: dt.Timestamp("UTC")) -> int:  # type: ignore[valid-type,empty-body]
-    """DuckDB's own function: Ibis has none, and its parts of a time take four times as long."""
 
 
 @contextlib.contextmanager
@@ -166,8 +149,11 @@ def _connect_duckdb(options: GraphOptions, spill: Path) -> Iterator[DuckDBEngine
 
 
 @contextlib.contextmanager
-def _spill_folder(beside: Path) -> Iterator[Path]:
-    """Yield a folder that is locked while in use, so that the next process knows a dead one's."""
+def spill_folder(beside: Path) -> Iterator[Path]:
+    """Yield a folder in ``beside`` that goes at the end; those that killed processes left go now.
+
+    It is locked while in use, so that the next process knows a dead one's.
+    """
     beside.mkdir(parents=True, exist_ok=True)
     for old in beside.glob(f"{_SPILL_PREFIX}*"):
         with contextlib.suppress(OSError), _locked(old):

@@ -5,7 +5,7 @@ same fingerprint on every engine and in every version of one: 20 M events took 3
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.events.columns import ITEM_ID, TIMESTAMP, USER_ID
 from hiertcn.items.hashing import compiled, xxh64
+
+HASH_SEED: Final = 42
+"""Spark's ``xxhash64`` has this seed, so both engines know the same numbers."""
 
 _BATCH_ROWS: Final = 1 << 18
 _US_PER_DAY: Final = 86_400_000_000
@@ -36,6 +39,44 @@ class DayFingerprint:
     tail: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class HashedEvents:
+    """Some rows of the log.
+
+    Attributes:
+        items: large_string [n].
+        user_hashes, item_hashes: uint64 [n], XXH64 of the ids.
+        at_us: int64 [n], microseconds since 1970-01-01 UTC.
+    """
+
+    items: pa.Array
+    user_hashes: NDArray[np.uint64]
+    item_hashes: NDArray[np.uint64]
+    at_us: NDArray[np.int64]
+
+
+class RunningFingerprint:
+    """The fingerprint of one day whose events come in pieces.
+
+    Args:
+        tail_s: seconds before midnight that make the tail.
+    """
+
+    def __init__(self, tail_s: float) -> None:
+        self._tail_from_us = _US_PER_DAY - round(tail_s * 1e6)
+        self._sums = np.zeros((2, 3), np.uint64)
+
+    def add(self, events: HashedEvents) -> None:
+        """Count the events in."""
+        hashes = events.user_hashes, events.item_hashes
+        _fold(*hashes, events.at_us, self._tail_from_us, self._sums)
+
+    def value(self) -> DayFingerprint:
+        """Return the fingerprint of all events so far."""
+        (count, total, xor), (tail_count, tail_total, tail_xor) = self._sums.tolist()
+        return DayFingerprint((count, total, xor), (tail_count, tail_total, tail_xor))
+
+
 def log_fingerprints(
     files: Mapping[str, Sequence[Path]], tail_s: float, threads: int = 0
 ) -> dict[str, DayFingerprint]:
@@ -49,10 +90,41 @@ def log_fingerprints(
     Raises:
         InputError: a file cannot be read, lacks a column, or a column has another type.
     """
-    tail_us = round(tail_s * 1e6)
+
+    def of_day(date: str) -> DayFingerprint:
+        fingerprint = RunningFingerprint(tail_s)
+        for path in files[date]:
+            for events in hashed_events(path):
+                fingerprint.add(events)
+        return fingerprint.value()
+
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        found = pool.map(lambda date: _of_day(files[date], tail_us), files)
-        return dict(zip(files, found, strict=True))
+        return dict(zip(files, pool.map(of_day, files), strict=True))
+
+
+def hashed_events(path: Path, since_us: int | None = None) -> Iterator[HashedEvents]:
+    """Yield the events of one file in pieces, those before ``since_us`` left out.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, a column has another type, or an event
+            lacks a value.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+                _refuse_nulls(path, batch)
+                stamps = batch.column(TIMESTAMP).cast(pa.timestamp("us"), safe=False)
+                at_us = np.asarray(stamps.cast(pa.int64()))
+                users, items = batch.column(USER_ID), batch.column(ITEM_ID)
+                if since_us is not None:
+                    recent = np.flatnonzero(at_us >= since_us)
+                    at_us = at_us[recent]
+                    users, items = users.take(pa.array(recent)), items.take(pa.array(recent))
+                users, items = users.cast(pa.large_string()), items.cast(pa.large_string())
+                yield HashedEvents(items, xxh64(users, HASH_SEED), xxh64(items, HASH_SEED), at_us)
+    except (OSError, pa.ArrowException) as error:
+        raise _broken(path, error) from error
 
 
 def row_count(file: Path) -> int:
@@ -65,20 +137,6 @@ def row_count(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise _broken(file, error) from error
-
-
-def _of_day(files: Sequence[Path], tail_us: int) -> DayFingerprint:
-    sums = np.zeros((2, 3), np.uint64)
-    for path in files:
-        try:
-            with pq.ParquetFile(path) as file:
-                _check_columns(path, file.schema_arrow)
-                for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
-                    _add(batch, _US_PER_DAY - tail_us, sums)
-        except (OSError, pa.ArrowException) as error:
-            raise _broken(path, error) from error
-    (count, total, xor), (tail_count, tail_total, tail_xor) = sums.tolist()
-    return DayFingerprint((count, total, xor), (tail_count, tail_total, tail_xor))
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
@@ -95,12 +153,13 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
         )
 
 
-def _add(batch: pa.RecordBatch, tail_from_us: int, sums: NDArray[np.uint64]) -> None:
-    users, items = (
-        xxh64(batch.column(name).cast(pa.large_string())) for name in (USER_ID, ITEM_ID)
-    )
-    at = batch.column(TIMESTAMP).cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    _fold(users, items, np.asarray(at), tail_from_us, sums)
+def _refuse_nulls(path: Path, batch: pa.RecordBatch) -> None:
+    for column in _COLUMNS:
+        if batch.column(column).null_count:
+            raise InputError(
+                f"{path} has an event without {column!r}; expected the events that ingest writes, "
+                "which have all three columns"
+            )
 
 
 def _broken(path: Path, error: Exception) -> InputError:

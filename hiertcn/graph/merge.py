@@ -6,29 +6,31 @@ are kept, so an item may list a neighbor that does not list it back. Sums are ta
 (units of 2^-24), so the result is the same whatever order threads add in, and ties go to the
 lower row.
 
-Cost: one pass over the window's partitions, out of core; the graph streams to disk. A
+Cost: one pass over the window's partitions, written to disk as numbers, from which each item adds
+up its own pairs (``neighbor_sums``); that needs no query engine, so it is the same after either. A
 co-interaction whose weight falls below 2^-24 (24 half-lives old) counts nothing.
 """
 
 import datetime
 import logging
-from collections.abc import Iterator
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hiertcn.errors import InputError
-from hiertcn.events.columns import DATE
 from hiertcn.files import whole_directory, write_json
 from hiertcn.graph.csr import CSR, STATISTICS_FILE, write_csr
 from hiertcn.graph.edges import partition_path, stored_dates
-from hiertcn.graph.engine import GraphEngine, connect
+from hiertcn.graph.engine import spill_folder
+from hiertcn.graph.neighbor_sums import DayPairs, PairCounts, strongest_neighbors
 from hiertcn.graph.options import GraphOptions
-from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import COUNT, SOURCE, TARGET
 from hiertcn.items.index import IdIndex
 
@@ -51,7 +53,8 @@ def merge_edges(
         store: edge partitions, as ``build_edges`` leaves them.
         index: item rows; edges of ids it does not know are left out (and counted).
         output: folder to write, whole or not at all.
-        options: ``window_days``, ``half_life_days``, ``top_n``, ``as_of`` and engine limits.
+        options: ``window_days``, ``half_life_days``, ``top_n``, ``as_of``, ``threads`` and
+            ``memory_limit``, half of which may hold pairs.
 
     ``statistics.json`` holds items, isolated_items, edges (directed, as stored), pairs (before the
     ``top_n`` cut), pairs_unknown_items, first_date, last_date, days, quantiles of degree and of
@@ -59,30 +62,32 @@ def merge_edges(
     (``jaccard`` is over both days' pairs) or on any earlier day of the window.
 
     Raises:
-        InputError: the store has no partition in the window, or the engine is not installed or ran
-            out of memory or disk.
+        InputError: the store has no partition in the window, one cannot be read, or the disk is
+            full.
     """
     dates = _window(store, options)
-    with connect(options, output) as engine, whole_directory(output) as aside:
-        pair = engine.keep("pair", _decayed_pairs(engine, store, index, dates, options))
-        counted = _counts(pair)
-        weighty = pair.filter(pair.weight > 0, pair.source_row >= 0, pair.target_row >= 0)
-        with engine.ordered(_strongest(weighty, options.top_n)) as rows:
-            write_csr(aside, _columns(rows), len(index), rows.count)
+    with spill_folder(output.parent) as spill, whole_directory(output) as aside:
+        days, rows = _days_in_rows(store, dates, index, options, spill)
+        threads = options.threads or os.cpu_count() or 1
+        found = strongest_neighbors(
+            days, len(index), rows, options.top_n, options.memory_bytes // 2, threads, spill
+        )
+        pieces = ((neighbors, weights * _UNIT) for neighbors, weights in found.pieces())
+        write_csr(aside, found.degrees, pieces)
         csr = CSR.open(aside)
         isolated = int((csr.degrees == 0).sum())
         statistics = {
             "items": csr.items,
             "isolated_items": isolated,
             "edges": len(csr.indices),
-            "pairs": counted["pairs"],
-            "pairs_unknown_items": counted["pairs_unknown_items"],
+            "pairs": found.counts.pairs,
+            "pairs_unknown_items": found.counts.unknown,
             "first_date": dates[0],
             "last_date": dates[-1],
             "days": len(dates),
             "degree_quantiles": _quantiles(csr.degrees),
             "weight_quantiles": _quantiles(csr.weights),
-            "overlap": _overlap(counted, dates),
+            "overlap": _overlap(found.counts, dates),
         }
         write_json(aside / STATISTICS_FILE, statistics)
     _log.info(
@@ -111,93 +116,72 @@ def _window(store: Path, options: GraphOptions) -> list[str]:
     return dates
 
 
-def _decayed_pairs(
-    engine: GraphEngine, store: Path, index: IdIndex, dates: list[str], options: GraphOptions
-) -> ibis.Table:
-    """source_row, target_row int32 (-1 unknown), weight int64 in units of 2^-24, seen: _Seen."""
-    newest = datetime.date.fromisoformat(options.as_of or dates[-1])
-    ages = [(newest - datetime.date.fromisoformat(date)).days for date in dates]
-    decay = [
-        0.5 ** (age / options.half_life_days) if options.half_life_days else 1.0 for age in ages
-    ]
-    day = engine.table(
-        pa.table(
-            {
-                "of_date": dates,
-                "units": pa.array([round(factor / _UNIT) for factor in decay], pa.int64()),
-                **{
-                    name: pa.array([int(place == at) for place in range(-len(dates), 0)], pa.int8())
-                    for name, at in (("newest", -1), ("previous", -2))
-                },
-            }
+def _decay(date: str, newest: str, half_life_days: float) -> float:
+    age = (datetime.date.fromisoformat(newest) - datetime.date.fromisoformat(date)).days
+    return 0.5 ** (age / half_life_days) if half_life_days else 1.0
+
+
+def _days_in_rows(
+    store: Path, dates: list[str], index: IdIndex, options: GraphOptions, folder: Path
+) -> tuple[list[DayPairs], int]:
+    """Write the partitions as rows; also return the number of rows with those of unknown ids."""
+    unknown: dict[str, int] = {}
+    lock = threading.Lock()
+
+    def rows_of(ids: pa.DictionaryArray) -> NDArray[np.int32]:
+        rows = index.rows(ids.dictionary).astype(np.int32)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            texts = ids.dictionary.take(pa.array(missing)).to_pylist()
+            with lock:
+                rows[missing] = [
+                    unknown.setdefault(text, len(index) + len(unknown)) for text in texts
+                ]
+        found: NDArray[np.int32] = rows[np.asarray(ids.indices)]
+        return found
+
+    def write(date: str) -> DayPairs:
+        path = partition_path(store, date)
+        day = DayPairs(
+            source=folder / f"{date}.{SOURCE}",
+            target=folder / f"{date}.{TARGET}",
+            count=folder / f"{date}.{COUNT}",
+            units=round(_decay(date, options.as_of or dates[-1], options.half_life_days) / _UNIT),
+            newest=date == dates[-1],
+            previous=dates[-2:-1] == [date],
         )
-    )
-    edge = engine.read_dated(store, [partition_path(store, date) for date in dates])
-    edge = edge.inner_join(day, edge[DATE] == day.of_date)
-    by_id = edge.group_by(SOURCE, TARGET).agg(
-        weight=(edge[COUNT] * edge.units).sum().cast("int64"),
-        newest=edge.newest.max(),
-        previous=edge.previous.max(),
-        days=edge.count(),
-    )
-    rows = pa.table({"id": index.id_array, "row": np.arange(len(index), dtype=np.int32)})
-    source = engine.table(rows.rename_columns(["source_id", "source_row"]))
-    target = engine.table(rows.rename_columns(["target_id", "target_row"]))
-    joined = by_id.left_join(source, by_id[SOURCE] == source.source_id)
-    joined = joined.left_join(target, joined[TARGET] == target.target_id)
-    return joined.select(
-        "weight",
-        "newest",
-        "previous",
-        "days",
-        source_row=joined.source_row.fill_null(-1),
-        target_row=joined.target_row.fill_null(-1),
-    )
+        try:
+            with (
+                day.source.open("wb") as source,
+                day.target.open("wb") as target,
+                day.count.open("wb") as count,
+                pq.ParquetFile(path, read_dictionary=[SOURCE, TARGET]) as file,
+            ):
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[SOURCE, TARGET, COUNT]):
+                    # Not ndarray.tofile, which does not say that the disk is full.
+                    source.write(rows_of(batch.column(SOURCE)).data)
+                    target.write(rows_of(batch.column(TARGET)).data)
+                    count.write(np.asarray(batch.column(COUNT)).data)
+        except (pa.ArrowException, KeyError) as error:
+            raise InputError(
+                f"{path} could not be read as an edge partition ({error}); delete it and run "
+                "build_edges again"
+            ) from error
+        return day
+
+    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+        days = list(pool.map(write, dates))
+    return days, len(index) + len(unknown)
 
 
-def _counts(pair: ibis.Table) -> dict[str, int]:
-    counts = pair.aggregate(
-        pairs=(pair.weight > 0).sum(),
-        pairs_unknown_items=(
-            (pair.weight > 0) & ((pair.source_row < 0) | (pair.target_row < 0))
-        ).sum(),
-        newest=pair.newest.sum(),
-        previous=pair.previous.sum(),
-        both=((pair.newest > 0) & (pair.previous > 0)).sum(),
-        seen_before=((pair.newest > 0) & (pair.days > 1)).sum(),
-    )
-    return {name: int(value or 0) for name, value in counts.to_pyarrow().to_pylist()[0].items()}
-
-
-def _strongest(pair: ibis.Table, top_n: int) -> ibis.Table:
-    forth = pair.select(row=pair.source_row, neighbor=pair.target_row, weight=pair.weight)
-    back = pair.select(row=pair.target_row, neighbor=pair.source_row, weight=pair.weight)
-    both = ibis.union(forth, back)
-    rank = ibis.row_number().over(
-        ibis.window(group_by=both.row, order_by=[both.weight.desc(), both.neighbor])
-    )
-    ranked = both.mutate(rank=rank)
-    return ranked.filter(ranked["rank"] < top_n).order_by("row", "rank")
-
-
-def _columns(rows: OrderedRows) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    for batch in rows.batches(_BATCH_ROWS):
-        yield (
-            np.asarray(batch.column("row")),
-            np.asarray(batch.column("neighbor")),
-            np.asarray(batch.column("weight")) * _UNIT,
-        )
-
-
-def _overlap(counted: dict[str, int], dates: list[str]) -> dict[str, Any] | None:
+def _overlap(counts: PairCounts, dates: list[str]) -> dict[str, Any] | None:
     if len(dates) < 2:
         return None
-    new, old, both = counted["newest"], counted["previous"], counted["both"]
     return {
         "date": dates[-1],
         "previous_date": dates[-2],
-        "jaccard": _share(both, new + old - both),
-        "seen_before": _share(counted["seen_before"], new),
+        "jaccard": _share(counts.both, counts.newest + counts.previous - counts.both),
+        "seen_before": _share(counts.seen_before, counts.newest),
     }
 
 

@@ -1,6 +1,7 @@
 """What a graph build can be told: one options object for edges, merge and engine."""
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,7 @@ from hiertcn.errors import InputError
 ENGINES: Final = ("duckdb", "spark")
 
 _SECONDS_PER_DAY = 86_400
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,8 @@ class GraphOptions:
         half_life_days: days after which a co-interaction weighs half; 0 means no decay.
         top_n: neighbors kept per item, by weight.
         as_of: newest date merged, ``YYYY-MM-DD``; empty means the newest partition's date.
-        memory_limit: what DuckDB, or a local Spark, may hold in memory, such as ``4GB``; the rest
-            spills to disk. What Python holds beside it comes on top.
+        memory_limit: what DuckDB, a local Spark or the merge may hold in memory, such as ``4GB``;
+            the rest spills to disk. What Python holds beside it comes on top.
         threads: of DuckDB or of a local Spark; 0 means one per core.
         engine: ``duckdb`` or ``spark``, which runs the same queries and gives the same edges.
         spark_master: where Spark runs: a master URL such as ``spark://host:7077`` or ``yarn``, or
@@ -75,3 +77,19 @@ class GraphOptions:
                 raise InputError(
                     f"as_of is {self.as_of!r}; expected a date as YYYY-MM-DD or nothing"
                 ) from None
+
+    @property
+    def memory_bytes(self) -> int:
+        """``memory_limit`` in bytes.
+
+        Raises:
+            InputError: it is not a number and a unit.
+        """
+        match = _SIZE.fullmatch(self.memory_limit.strip())
+        if not match:
+            raise InputError(
+                f"memory_limit is {self.memory_limit!r}; expected a number and a unit, such as "
+                "'4GB'"
+            )
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))

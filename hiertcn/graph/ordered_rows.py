@@ -8,15 +8,10 @@ import pyarrow.parquet as pq
 
 
 class OrderedRows:
-    """The result of an ordered query, in files; whoever asked for it reads it once.
-
-    Attributes:
-        count: number of rows.
-    """
+    """The result of an ordered query, in files; whoever asked for it reads it once."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
-        self.count: int = sum(pq.read_metadata(file).num_rows for file in files)
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, at most ``rows`` at a time."""

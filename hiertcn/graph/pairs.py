@@ -11,13 +11,14 @@ one of user and second, then by item: the same on every engine, whatever the ord
 cap samples a large basket fairly.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import ibis
 import numpy as np
 import pyarrow as pa
 
 from hiertcn.events.columns import ITEM_ID, USER_ID
+from hiertcn.graph.coded_log import NUMBER, CodedLog
 from hiertcn.graph.engine import GraphEngine
 from hiertcn.graph.options import GraphOptions
 
@@ -28,8 +29,7 @@ COUNT: Final = "count"
 US_PER_DAY: Final = 86_400_000_000
 
 _PRIME: Final = 2**31 - 1
-_HEX: Final = "0123456789abcdef"
-_DIGITS: Final = 5
+_HASH_BITS: Final = 2**20 - 1
 
 
 def co_interactions(event: ibis.Table, options: GraphOptions) -> ibis.Table:
@@ -83,51 +83,50 @@ def co_interactions(event: ibis.Table, options: GraphOptions) -> ibis.Table:
 
 
 def plain_events(events: ibis.Table, since_us: int) -> ibis.Table:
-    """Return what :func:`co_interactions` needs, with ids as they are.
+    """Return what :func:`co_interactions` needs, with item ids as they are; for Spark.
 
     Args:
         events: as :meth:`GraphEngine.read_events` returns them.
         since_us: earlier events are left out; microseconds since 1970-01-01 UTC.
     """
     event = events.filter(events.at >= since_us)
-    event = event.select("at", user=event[USER_ID], item=event[ITEM_ID])
-    tie = _tie(_hash(event.user), _hash(event["item"]), event.at)
-    return event.mutate(tie=tie)
+    event = event.select(
+        "at",
+        user=_xxhash64(event[USER_ID]),
+        item=event[ITEM_ID],
+        item_hash=_xxhash64(event[ITEM_ID]),
+    )
+    return _with_tie(event)
 
 
-def coded_events(
-    engine: GraphEngine, events: ibis.Table, since_us: int
-) -> tuple[ibis.Table, pa.Array]:
-    """Like :func:`plain_events`, with a number for each id, and the items' ids by number.
+def coded_events(engine: GraphEngine, log: CodedLog, since_us: int) -> tuple[ibis.Table, pa.Array]:
+    """Like :func:`plain_events`, with a number for each item, and the ids by number.
 
     Items are numbered in the order of their texts, so that pairs of numbers sort as their texts
-    do. Holds one chunk's distinct item ids in memory.
+    do.
     """
-    event = events.filter(events.at >= since_us)
-    distinct = event.select(ITEM_ID).distinct()
-    ids = distinct.order_by(ITEM_ID).to_pyarrow()[ITEM_ID].combine_chunks()
-    items = engine.table(pa.table({ITEM_ID: ids, "item": np.arange(len(ids), dtype=np.int32)}))
-    items = engine.keep("items", items.mutate(item_hash=_hash(items[ITEM_ID])))
-    users = event.select(USER_ID).distinct()
-    users = engine.keep(
-        "users",
-        users.mutate(user=ibis.row_number().cast("int32"), user_hash=_hash(users[USER_ID])),
+    ids, numbers, hashes = log.items.in_text_order()
+    items = ibis.memtable(
+        pa.table(
+            {
+                NUMBER: numbers,
+                "item": np.arange(len(ids), dtype=np.int32),
+                "item_hash": hashes.view(np.int64),
+            }
+        )
     )
-    coded = event.inner_join(items, ITEM_ID).inner_join(users, USER_ID)
-    coded = coded.select("user", "item", "at", tie=_tie(coded.user_hash, coded.item_hash, coded.at))
-    return coded, ids
+    event = engine.read_events(log.files)
+    event = event.filter(event.at >= since_us)
+    event = event.inner_join(items, NUMBER).select("user", "item", "at", "item_hash")
+    return _with_tie(event), ids
 
 
-def _hash(text: Any) -> Any:
-    """20 bits of MD5 as a number: what DuckDB and Spark both compute."""
-    digest = text.hexdigest("md5")
-    value: Any = ibis.literal(0, "int64")
-    for place in range(_DIGITS):
-        digit = ibis.literal(_HEX).find(digest.substr(place, 1)).cast("int64")
-        value = value * 16 + digit
-    return value
+@ibis.udf.scalar.builtin(name="xxhash64")  # type: ignore[untyped-decorator]
+def _xxhash64(text: str) -> int:  # type: ignore[empty-body]
+    """Spark's own function: XXH64 with seed 42."""
 
 
-def _tie(user_hash: Any, item_hash: Any, at: Any) -> Any:
-    factor = (user_hash + at // 1_000_000) % (_PRIME - 1) + 1
-    return ((item_hash + 1) * factor) % _PRIME
+def _with_tie(event: ibis.Table) -> ibis.Table:
+    # 20 bits of each hash, so that the product fits.
+    factor = ((event.user & _HASH_BITS) + event.at // 1_000_000) % (_PRIME - 1) + 1
+    return event.mutate(tie=(((event.item_hash & _HASH_BITS) + 1) * factor) % _PRIME)

@@ -10,15 +10,12 @@ A Spark session that already runs in the process is used and left running, whate
 
 import contextlib
 import itertools
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import ibis
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
@@ -26,18 +23,17 @@ from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 
 _CONNECT: Final = "sc://"
-_SIZE: Final = re.compile(r"(\d+)\s*([KMGT])i?B?", re.IGNORECASE)
 
 
 class SparkEngine:
     """See :class:`hiertcn.graph.engine.GraphEngine`."""
 
-    prefers_codes = False
+    reads_codes = False
 
     def __init__(self, session: Any, spill: Path) -> None:
         self._session = session
         self._backend = ibis.pyspark.connect(session)
-        self._spill = spill
+        self.spill = spill
         self._names = itertools.count()
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
@@ -52,22 +48,10 @@ class SparkEngine:
         table = self._view(reader.parquet(*map(str, files)))
         return table.mutate(**{DATE: table[DATE].cast("string")})
 
-    def table(self, rows: pa.Table) -> ibis.Table:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        path = self._spill / f"table-{next(self._names)}.parquet"
-        pq.write_table(rows, path)
-        return self._view(self._session.read.parquet(str(path)))
-
-    def keep(self, name: str, expression: ibis.Table) -> ibis.Table:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        path = self._spill / f"{name}-{next(self._names)}"
-        self._backend.to_parquet(expression, path)
-        return self._view(self._session.read.parquet(str(path)))
-
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
         """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self.spill) as folder:
             parts = Path(folder) / "parts"
             self._backend.to_parquet(expression, parts)
             # Sorting cuts the rows into ranges, and a part's number is its range's.
@@ -131,22 +115,12 @@ def _start(builder: Any, options: GraphOptions) -> Any:
     builder = builder.master(options.spark_master or local)
     if not options.spark_master:
         builder = (
-            builder.config("spark.driver.memory", _java_size(options.memory_limit))
+            builder.config("spark.driver.memory", f"{options.memory_bytes}b")
             .config("spark.ui.enabled", "false")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.host", "127.0.0.1")
         )
     return builder.getOrCreate()
-
-
-def _java_size(memory_limit: str) -> str:
-    """``4GB`` as Java writes it: ``4g``."""
-    match = _SIZE.fullmatch(memory_limit.strip())
-    if not match:
-        raise InputError(
-            f"memory_limit is {memory_limit!r}; expected a whole number and a unit, such as '4GB'"
-        )
-    return f"{match[1]}{match[2].lower()}"
 
 
 def _first_line(error: BaseException) -> str:

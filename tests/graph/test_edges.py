@@ -1,5 +1,4 @@
 import datetime
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hiertcn.errors import InputError
 from hiertcn.graph.edges import build_edges, partition_path, stored_dates
 from hiertcn.graph.options import GraphOptions
+from hiertcn.items.hashing import xxh64
 
 MIDNIGHT_S = 1_767_225_600  # 2026-01-01
 OPTIONS = GraphOptions(window_s=600, max_followers=3, threads=1)
@@ -56,9 +56,8 @@ def read_store(store):
 def reference(log, window_s, max_followers):
     def order(event):
         user, item, second = event
-        user_hash, item_hash = (
-            int(hashlib.md5(text.encode()).hexdigest()[:5], 16) for text in (user, item)
-        )
+        hashes = xxh64(pa.array([user, item], pa.large_string()), 42).tolist()
+        user_hash, item_hash = (value % 2**20 for value in hashes)
         factor = (user_hash + second) % (2**31 - 2) + 1
         return second, (item_hash + 1) * factor % (2**31 - 1), item
 
@@ -130,6 +129,23 @@ def test_a_damaged_partition_is_built_again_and_a_vanished_day_removed(tmp_path)
     assert stored_dates(store) == ["2026-01-01", "2026-01-03"]
 
 
+def test_lost_partitions_come_back_as_they_were_and_are_current(tmp_path):
+    log = [
+        ("u", item, MIDNIGHT_S + 86_400 * day + offset)
+        for day in range(4)
+        for item, offset in (("a", 30), ("b", 100), ("c", 86_399))
+    ]
+    events, store = write_log(tmp_path / "events", log), tmp_path / "store"
+    build_edges(events, store, OPTIONS)
+    expected = read_store(store)
+    for lost in (["2026-01-02", "2026-01-03"], ["2026-01-03", "2026-01-04"], ["2026-01-01"]):
+        for date in lost:
+            partition_path(store, date).unlink()
+        assert build_edges(events, store, OPTIONS).rebuilt == len(lost)
+        assert read_store(store) == expected
+        assert build_edges(events, store, OPTIONS).rebuilt == 0
+
+
 def test_one_event_makes_an_empty_partition(tmp_path):
     events = write_log(tmp_path / "events", [("u", "a", MIDNIGHT_S)])
     summary = build_edges(events, tmp_path / "store", OPTIONS)
@@ -147,6 +163,11 @@ def test_bad_input_is_named(tmp_path):
         build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
     pq.write_table(pa.table({"user_id": ["u"]}), folder / "part-0.parquet")
     with pytest.raises(InputError, match="has no column 'item_id'"):
+        build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
+    times = pa.array([0], pa.timestamp("us", tz="UTC"))
+    nobody = pa.table({"user_id": ["u"], "item_id": pa.nulls(1, pa.string()), "timestamp": times})
+    pq.write_table(nobody, folder / "part-0.parquet")
+    with pytest.raises(InputError, match=r"part-0\.parquet has an event without 'item_id'"):
         build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
     with pytest.raises(InputError, match="memory_limit 'lots'"):
         build_edges(tmp_path / "events", tmp_path / "store", GraphOptions(memory_limit="lots"))

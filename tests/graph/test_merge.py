@@ -71,7 +71,8 @@ def test_weights_decay_by_age_and_only_the_heaviest_neighbors_stay(tmp_path, ind
     }
 
 
-def test_merge_equals_a_slow_reference_on_random_partitions(tmp_path):
+@pytest.mark.parametrize("memory_limit", ["40B", "4GB"])
+def test_merge_equals_a_slow_reference_on_random_partitions(tmp_path, memory_limit):
     rng = np.random.default_rng(0)
     ids = [f"i{k}" for k in range(12)]
     index = IdIndex.build(ids, tmp_path / "index")
@@ -84,7 +85,8 @@ def test_merge_equals_a_slow_reference_on_random_partitions(tmp_path):
         for source, target, count in rows:
             for one, other in ((source, target), (target, source)):
                 weights[ids.index(one), ids.index(other)] += count * 0.5 ** ((4 - day) / 2)
-    options = GraphOptions(half_life_days=2, top_n=4, threads=1)
+    # So little memory that each row is worked on by itself, and then all at once.
+    options = GraphOptions(half_life_days=2, top_n=4, threads=2, memory_limit=memory_limit)
     csr = merge_edges(tmp_path / "store", index, tmp_path / "graph", options)
     for row, found in enumerate(as_lists(csr)):
         units = {n: round(w * 2**20) for (r, n), w in weights.items() if r == row}
@@ -100,6 +102,9 @@ def test_as_of_chooses_the_window_and_an_empty_window_is_refused(tmp_path, index
     with pytest.raises(InputError, match="no edge partition from 2025"):
         merge_edges(store, index, tmp_path / "g2", GraphOptions(as_of="2025-06-01"))
     assert not (tmp_path / "g2").exists()
+    with pytest.raises(InputError, match="memory_limit is 'lots'; expected a number and a unit"):
+        merge_edges(store, index, tmp_path / "g2", GraphOptions(memory_limit="lots"))
+    assert not (tmp_path / "g2").exists()
     with pytest.raises(InputError, match="holds no edge partition"):
         merge_edges(tmp_path / "none", index, tmp_path / "g2")
 
@@ -108,6 +113,13 @@ def test_no_edges_at_all_is_a_graph_of_isolated_items(tmp_path, index):
     write_partition(tmp_path / "store", "2026-01-01", [])
     csr = merge_edges(tmp_path / "store", index, tmp_path / "graph")
     assert (csr.items, len(csr.indices)) == (5, 0)
+
+
+def test_an_index_without_items_gives_an_empty_graph(tmp_path, store):
+    csr = merge_edges(store, IdIndex.build([], tmp_path / "none"), tmp_path / "graph")
+    assert (csr.items, len(csr.indices)) == (0, 0)
+    statistics = json.loads((tmp_path / "graph" / "statistics.json").read_text())
+    assert statistics["pairs"] == statistics["pairs_unknown_items"] == 5
 
 
 def test_a_truncated_graph_is_refused(tmp_path, index, store):
@@ -134,3 +146,16 @@ def test_decayed_counts_and_prior(tmp_path, index):
     assert popularity_prior([3, 3]).tolist() == [0.0, 0.0]
     with pytest.raises(InputError, match="row 1 is -2"):
         popularity_prior([0, -2])
+
+
+def test_more_neighbors_than_are_kept_by_insertion_come_in_the_same_order(tmp_path):
+    rng = np.random.default_rng(1)
+    ids = [f"i{k}" for k in range(400)]
+    index = IdIndex.build(ids, tmp_path / "index")
+    counts = rng.integers(1, 20, 399).tolist()
+    pairs = [("i0", other, count) for other, count in zip(ids[1:], counts, strict=True)]
+    write_partition(tmp_path / "store", "2026-01-01", pairs)
+    expected = sorted(range(1, 400), key=lambda row: (-counts[row - 1], row))
+    for top_n in (100, 300):
+        csr = merge_edges(tmp_path / "store", index, tmp_path / "g", GraphOptions(top_n=top_n))
+        assert [neighbor for neighbor, _ in as_lists(csr)[0]] == expected[:top_n]
