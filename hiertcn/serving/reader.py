@@ -121,12 +121,7 @@ class Reader(Sidecar):
         activation = await self._activate(repository, control, inference, models, recent, upserts)
         release, bound = activation.current_with_bound()
         await asyncio.to_thread(
-            recent.fill,
-            tail,
-            tail.position,
-            bound.oldest_watermark_us,
-            gap_us=release.gap_us,
-            item_rows=release.item_rows,
+            recent.fill, tail, tail.position, bound.oldest_watermark_us, release
         )
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)

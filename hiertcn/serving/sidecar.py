@@ -167,14 +167,7 @@ class Sidecar:
             new_items,
         )
         release, bound = activation.current_with_bound()
-        await asyncio.to_thread(
-            recent.fill,
-            log,
-            store.applied,
-            bound.oldest_watermark_us,
-            gap_us=release.gap_us,
-            item_rows=release.item_rows,
-        )
+        await asyncio.to_thread(recent.fill, log, store.applied, bound.oldest_watermark_us, release)
         replayed = await asyncio.to_thread(writer.replay)
         if replayed:
             _log.info("applied %d logged entries that the store lacked", replayed)

@@ -31,6 +31,11 @@ def item_rows(item_ids):
     return np.array([int(item) if item.isdecimal() else -1 for item in item_ids], np.int64)
 
 
+class KnownItems:
+    gap_us = GAP_US
+    item_rows = staticmethod(item_rows)
+
+
 def windows(recent, before=None):
     return LiveWindows(ITEMS, item_rows, WATERMARK_US, recent, before)
 
@@ -206,7 +211,7 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
     applied = log.append(entries[5:])
     log.append([one("c", "5", WATERMARK_US + 5)])
     recent = RecentInteractions()
-    recent.fill(log, applied, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
+    recent.fill(log, applied, WATERMARK_US, KnownItems())
     log.close()
     ((ids, codes, times, _),), end = recent.since(0)
     assert [ids[code] for code in codes.tolist()] == ["1", "2", "1", "b1", "2", "日本"]
@@ -217,13 +222,8 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
     assert [one.item_ids for one in later] == [["9"]]
     nothing = RecentInteractions()
     other = EventLog.open(tmp_path / "other")
-    nothing.fill(other, BEGINNING, 0, gap_us=GAP_US, item_rows=item_rows)
+    nothing.fill(other, BEGINNING, 0, KnownItems())
     assert nothing.since(0) == ([], 0)
-
-
-class Catalogue:
-    gap_us = GAP_US
-    item_rows = staticmethod(item_rows)
 
 
 def test_a_log_gives_the_item_before_each_in_its_session(tmp_path):
@@ -244,14 +244,17 @@ def test_a_log_gives_the_item_before_each_in_its_session(tmp_path):
     for user, item, us, _ in logged:
         position = log.append([LoggedInteraction(user, item, began + us, 0, 0, "")])
     recent = RecentInteractions()
-    recent.fill(log, position, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
+    recent.fill(log, position, WATERMARK_US, KnownItems())
     ((ids, _, _, previous),), _ = recent.since(0)
     expected = [before for *_, before in logged]
     assert [ids[code] if code >= 0 else None for code in previous.tolist()] == expected
     interactions, _ = LogTail(tmp_path / "log", BEGINNING).read(position)
     log.close()
     last = LastItems()
-    found = [*last.before(interactions[:4], Catalogue), *last.before(interactions[4:], Catalogue)]
+    found = [
+        *last.before(interactions[:4], KnownItems()),
+        *last.before(interactions[4:], KnownItems()),
+    ]
     assert found == expected
 
 
@@ -268,7 +271,7 @@ def test_a_damaged_segment_is_left_out_and_the_others_count(tmp_path, at, value)
     data[len(data) - _entry_bytes(log) + at] = value
     path.write_bytes(bytes(data))
     recent = RecentInteractions()
-    recent.fill(log, position, WATERMARK_US, gap_us=GAP_US, item_rows=item_rows)
+    recent.fill(log, position, WATERMARK_US, KnownItems())
     found, _ = recent.since(0)
     assert "2" in [item for one in found for item in one.item_ids]
 

@@ -2,20 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from hiertcn.serving.live.recent_interactions import KnownItems
 from hiertcn.serving.log.tail import LoggedArrival
 
 _MOST_USERS: Final = 100_000
-
-
-class _Catalogue(Protocol):
-    gap_us: int
-
-    def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]: ...
 
 
 class LastItems:
@@ -25,7 +17,7 @@ class LastItems:
         self._last: OrderedDict[int, tuple[str, int]] = OrderedDict()
 
     def before(
-        self, interactions: Sequence[LoggedArrival], release: _Catalogue
+        self, interactions: Sequence[LoggedArrival], release: KnownItems
     ) -> list[str | None]:
         """Note interactions; return the item before each in its session, None where it began one.
 

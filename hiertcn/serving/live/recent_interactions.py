@@ -15,8 +15,8 @@ import logging
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,20 @@ class Arrivals(NamedTuple):
     codes: NDArray[np.int32]
     timestamps_us: NDArray[np.int64]
     previous: NDArray[np.int32]
+
+
+class KnownItems(Protocol):
+    """What a release says of items and sessions.
+
+    Attributes:
+        gap_us: idle time that closes a session, microseconds.
+    """
+
+    gap_us: int
+
+    def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the items, -1 where unknown."""
+        ...
 
 
 class _Chunk:
@@ -160,15 +174,7 @@ class RecentInteractions:
                 first += len(chunk)
             return found, self._end
 
-    def fill(
-        self,
-        log: SegmentedLog,
-        until: Position,
-        after_us: int,
-        *,
-        gap_us: int,
-        item_rows: Callable[[Sequence[str]], NDArray[np.int64]],
-    ) -> None:
+    def fill(self, log: SegmentedLog, until: Position, after_us: int, release: KnownItems) -> None:
         """Add what the log holds up to a position, once each, as when it was recorded.
 
         A deletion takes nothing back, as it does not when it is recorded: counts name nobody.
@@ -177,8 +183,7 @@ class RecentInteractions:
             log: the event log.
             until: entries beyond it are left out.
             after_us: interactions up to this time, in microseconds, are left out.
-            gap_us: idle time that closes a session.
-            item_rows: the release's rows of item ids, -1 where unknown: those come before nothing.
+            release: says where sessions end, and which items come before another.
         """
         found: list[ScannedInteractions] = []
         total = 0
@@ -211,8 +216,9 @@ class RecentInteractions:
         item_ids = pa.chunked_array([one.item_ids for one in found]).filter(pa.array(new))
         item_ids = pa.chunked_array([item_ids.combine_chunks()], item_ids.type)
         distinct = item_ids.chunk(0).dictionary_encode()
-        known = item_rows(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()] >= 0
-        previous = previous_places(users, timestamps_us[new], known, gap_us)
+        rows = release.item_rows(distinct.dictionary.to_pylist())
+        known = rows[distinct.indices.to_numpy()] >= 0
+        previous = previous_places(users, timestamps_us[new], known, release.gap_us)
         self._add_arrays(item_ids, timestamps_us[new], previous)
 
     def _add_arrays(

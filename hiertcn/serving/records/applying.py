@@ -224,15 +224,11 @@ class EntryApplier:
         return [applied[place] for place in range(len(entries))]
 
     def _count(self, changed: Sequence[tuple[UserEntry, str | None]]) -> None:
-        arrivals = [
-            (entry.item_id, entry.timestamp_us)
-            for entry, _ in changed
-            if isinstance(entry, LoggedInteraction)
+        accepted = [
+            (entry, previous) for entry, previous in changed if isinstance(entry, LoggedInteraction)
         ]
-        self._recent.add(
-            arrivals,
-            [previous for entry, previous in changed if isinstance(entry, LoggedInteraction)],
-        )
+        arrivals = [(entry.item_id, entry.timestamp_us) for entry, _ in accepted]
+        self._recent.add(arrivals, [previous for _, previous in accepted])
         if self.tell is not None:
             self.tell(arrivals, [one for one, _ in changed if isinstance(one, LoggedDeletion)])
 
