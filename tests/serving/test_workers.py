@@ -125,7 +125,7 @@ def test_one_users_interactions_are_applied_in_order_and_once_whoever_receives_t
 
 
 def test_every_process_ranks_alike_and_sees_what_was_acknowledged(serving, toys):
-    toy, clients = toys.toys[NUMBER], serving.clients
+    toy, clients = toys.toys[NUMBER], serving.connect()
     start = toy.watermark_us + 1_000_000
     clients[0].record(
         [Interaction("bob", "item-3", start), Interaction("bob", "item-4", start + 1)]

@@ -16,7 +16,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -104,11 +104,9 @@ class _Chunk:
         previous = np.frombuffer(self._previous[place:], np.intc).astype(np.int32, copy=False)
         if 2 * len(codes) >= len(self._item_ids):
             return Arrivals(self._item_ids.copy(), codes, timestamps_us, previous)
-        used, inverse = np.unique(np.concatenate([codes, previous]), return_inverse=True)
-        # The code -1 comes first, if it is there, and stays what it is.
-        places: NDArray[np.int32] = (inverse - int(used[0] < 0)).astype(np.int32)
-        item_ids = [self._item_ids[code] for code in used.tolist() if code >= 0]
-        return Arrivals(item_ids, places[: len(codes)], timestamps_us, places[len(codes) :])
+        used, own, before = _renumbered(codes, previous)
+        item_ids = [self._item_ids[code] for code in used.tolist()]
+        return Arrivals(item_ids, own, timestamps_us, before)
 
     def _code(self, item_id: str) -> int:
         code = self._code_of.setdefault(item_id, len(self._item_ids))
@@ -214,39 +212,40 @@ class RecentInteractions:
         new[new] = _firsts(np.concatenate([one.same for one in found])[new])
         users = np.concatenate([one.users for one in found])[new]
         item_ids = pa.chunked_array([one.item_ids for one in found]).filter(pa.array(new))
-        item_ids = pa.chunked_array([item_ids.combine_chunks()], item_ids.type)
-        distinct = item_ids.chunk(0).dictionary_encode()
-        rows = release.item_rows(distinct.dictionary.to_pylist())
-        known = rows[distinct.indices.to_numpy()] >= 0
+        distinct = item_ids.combine_chunks().dictionary_encode()
+        codes = distinct.indices.to_numpy()
+        known = release.item_rows(distinct.dictionary.to_pylist())[codes] >= 0
         previous = previous_places(users, timestamps_us[new], known, release.gap_us)
-        self._add_arrays(item_ids, timestamps_us[new], previous)
+        self._add_arrays(distinct.dictionary, codes, timestamps_us[new], previous)
 
     def _add_arrays(
         self,
-        item_ids: pa.ChunkedArray,
+        item_ids: pa.Array,
+        codes: NDArray[np.integer[Any]],
         timestamps_us: NDArray[np.int64],
         previous: NDArray[np.int64],
     ) -> None:
+        before = np.where(previous >= 0, codes[previous], -1)
         with self._lock:
             self._newest_us = max(self._newest_us, int(timestamps_us.max()))
             for first in range(0, len(timestamps_us), _CHUNK):
                 part = slice(first, first + _CHUNK)
-                places = previous[part]
-                has_previous = places >= 0
-                own, before = item_ids[part], item_ids.take(pa.array(places[has_previous]))
-                both = pa.chunked_array([*own.chunks, *before.chunks], type=item_ids.type)
-                distinct = both.combine_chunks().dictionary_encode()
-                codes = distinct.indices.to_numpy().astype(np.intc)
-                previous_codes = np.full(len(own), -1, np.intc)
-                previous_codes[has_previous] = codes[len(own) :]
-                chunk = _Chunk.of(
-                    distinct.dictionary.to_pylist(),
-                    codes[: len(own)],
-                    timestamps_us[part],
-                    previous_codes,
-                )
+                used, own, previous_codes = _renumbered(codes[part], before[part])
+                ids = item_ids.take(pa.array(used)).to_pylist()
+                chunk = _Chunk.of(ids, own, timestamps_us[part], previous_codes)
                 self._chunks.append(chunk)
                 self._end += len(chunk)
+
+
+def _renumbered(
+    codes: NDArray[np.integer[Any]], previous: NDArray[np.integer[Any]]
+) -> tuple[NDArray[Any], NDArray[np.intc], NDArray[np.intc]]:
+    """The distinct codes of both, and both numbered by their place among them; -1 stays -1."""
+    used, inverse = np.unique(np.concatenate([codes, previous]), return_inverse=True)
+    # The code -1 comes first, if it is there.
+    skipped = int(used[0] < 0)
+    places: NDArray[np.intc] = (inverse - skipped).astype(np.intc)
+    return used[skipped:], places[: len(codes)], places[len(codes) :]
 
 
 def previous_places(
