@@ -45,13 +45,15 @@ def _compiled(function: _F, **options: Any) -> _F:
 def string_buffers(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the offsets int64 [n + 1] and the UTF-8 bytes of a large_string array, uncopied."""
     _, offsets_buffer, bytes_buffer = strings.buffers()
-    if offsets_buffer is None or offsets_buffer.size == 0:
-        return np.zeros(1, np.int64), np.empty(0, np.uint8)
-    offsets = np.frombuffer(offsets_buffer, np.int64)
-    text = (
-        np.frombuffer(bytes_buffer, np.uint8) if bytes_buffer is not None else np.empty(0, np.uint8)
-    )
-    return offsets[strings.offset : strings.offset + len(strings) + 1], text
+    offsets, text = np.zeros(1, np.int64), np.empty(0, np.uint8)
+    if offsets_buffer is not None and offsets_buffer.size > 0:
+        offsets = np.frombuffer(offsets_buffer, np.int64)
+        offsets = offsets[strings.offset : strings.offset + len(strings) + 1]
+        if bytes_buffer is not None:
+            text = np.frombuffer(bytes_buffer, np.uint8)
+    # Numba compiles once more for arrays that may be written; here some may and some may not.
+    offsets.flags.writeable = text.flags.writeable = False
+    return offsets, text
 
 
 def xxh64(strings: pa.Array, seed: int = 0) -> NDArray[np.uint64]:

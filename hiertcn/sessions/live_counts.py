@@ -160,7 +160,7 @@ def _count(
         request = order[place]
         if place == 0 or now[request] != counted:
             counted = now[request]
-            scratch[:] = 0.0
+            scratch.fill(0.0)
             for window in range(len(windows)):
                 low = counted - windows[window]
                 # Whole blocks inside the window are added at once, the edges minute by minute.
@@ -195,10 +195,15 @@ def _count(
                     counted,
                     scratch[window],
                 )
+            # Loops, for numba takes seconds to compile an assignment that may broadcast.
             for window in range(len(windows)):
-                scratch[window] /= scratch[window].sum() + SMOOTHING
+                total = np.float32(scratch[window].sum() + SMOOTHING)
+                for item in range(scratch.shape[1]):
+                    scratch[window, item] /= total
         if everything:
-            out[:, request] = scratch
+            for window in range(len(windows)):
+                for item in range(scratch.shape[1]):
+                    out[window, request, item] = scratch[window, item]
         else:
             mine = asked[0] if shared else asked[request]
             for column in range(len(mine)):

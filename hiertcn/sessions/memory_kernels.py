@@ -190,7 +190,7 @@ def _emptied(slots: _Slots, touched: int) -> _Slots:
         return _slots(count)
     for place in range(slots.held[0]):
         slots.items[slots.used[place]] = _NO_ITEM
-        slots.features[slots.used[place]] = 0.0
+        slots.features[slots.used[place]].fill(0.0)
     slots.held[0] = 0
     return slots
 

@@ -29,7 +29,9 @@ from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable
 from models.hiertcn import HierTCN
 from models.network_ranker import NetworkRanker
+from pipelines.serving_process import ServingProcess
 from tests.session_logs import START_US, write_events
+from tests.waiting import patient_client
 
 MINUTE_US = 60_000_000
 USERS, ITEMS, UNKNOWN, DIM = 12, 40, 3, 6
@@ -236,3 +238,32 @@ def test_an_interaction_counts_as_live_from_the_next_minute_on(
         popular[3],
     ]
     assert ranked(now_us + 500 * MINUTE_US, k=2) == popular[:2]
+
+
+def test_a_ready_sidecar_has_compiled_what_requests_need(
+    toy_repository, releases, tmp_path, monkeypatch
+):
+    toy_repository.repository.activate(FIRST)
+    cache = tmp_path / "compiled"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    serving = ServingProcess(
+        toy_repository.root, tmp_path / "state", tmp_path / "log", options=["--models=in-process"]
+    )
+    try:
+        before = _compiled_in(cache)
+        with patient_client(serving.address) as client:
+            known = releases[0].item_ids
+            assert client.recommend("user-1", k=5, candidates=known[:9]).items
+            assert client.recommend("user-1", k=5, exclude=known[:3]).items
+            now_us = releases[0].store.meta.watermark_us
+            client.record([Interaction("user-1", item, now_us) for item in known[:3]])
+            assert client.recommend("user-1", k=5, candidates=known[:9]).items
+            assert client.recommend("user-1", k=5).items
+        assert before
+        assert _compiled_in(cache) == before
+    finally:
+        serving.stop()
+
+
+def _compiled_in(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*.nbc"))

@@ -106,6 +106,9 @@ class LiveFollowers:
             heads=np.zeros(items, np.int64),
         )
         self._count = 0
+        nothing = np.empty(0, np.int64)
+        # Even nothing: the first interaction must not wait for the compilation.
+        self.add(nothing, nothing, nothing)
         if before is not None:
             self.add(before.left_rows, before.followed_rows, before.times_us)
 
@@ -121,5 +124,8 @@ class LiveFollowers:
         times_us: NDArray[np.int64],
     ) -> None:
         """Add transitions ``[n]`` in the order they came."""
-        if len(left_rows):
-            self._count = link(self.arrays, self._count, left_rows, followed_rows, times_us)
+        # One type of each, for numba compiles another function for every other.
+        left_rows, followed_rows = left_rows.astype(np.int64), followed_rows.astype(np.int64)
+        self._count = link(
+            self.arrays, self._count, left_rows, followed_rows, times_us.astype(np.int64)
+        )

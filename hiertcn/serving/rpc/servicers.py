@@ -35,6 +35,8 @@ class RecommenderMethods:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # The first request must not wait for the parser's compilation.
+        received_recommend(pb.RecommendRequest(candidates=["-"]).SerializeToString())
 
     async def Recommend(self, received: ReceivedRecommend, context: Any) -> pb.RecommendResponse:
         """Rank candidates or the catalogue."""
