@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T", bound=np.generic)
 
 
 def compiled(function: _F) -> _F:
@@ -33,6 +34,17 @@ def compiled(function: _F) -> _F:
 def compiled_for_sums(function: _F) -> _F:
     """The same for a function whose sums may be added up in any order, so that they vectorise."""
     return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def read_only(array: NDArray[_T]) -> NDArray[_T]:
+    """Return a view that may not be written.
+
+    A compiled function takes seconds to be compiled once more for arrays that may be: what is
+    mapped in one place and computed in another is handed to it as this.
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _compiled(function: _F, **options: Any) -> _F:
@@ -51,9 +63,7 @@ def string_buffers(strings: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uin
         offsets = offsets[strings.offset : strings.offset + len(strings) + 1]
         if bytes_buffer is not None:
             text = np.frombuffer(bytes_buffer, np.uint8)
-    # Numba compiles once more for arrays that may be written; here some may and some may not.
-    offsets.flags.writeable = text.flags.writeable = False
-    return offsets, text
+    return read_only(offsets), read_only(text)
 
 
 def xxh64(strings: pa.Array, seed: int = 0) -> NDArray[np.uint64]:

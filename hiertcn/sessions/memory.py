@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.items.hashing import read_only
 from hiertcn.sessions.live_transitions import LiveTransitions, no_transitions
 from hiertcn.sessions.memory_kernels import (
     HistoryArrays,
@@ -115,14 +116,19 @@ class MemoryFeatures:
         *,
         items_past_table: bool = False,
     ) -> None:
-        self._table = table
         self._live = no_transitions() if live is None else live
-        self._catalogue = _ANY_ROW if items_past_table else len(table)
+        self._table = TableArrays(
+            read_only(table.offsets),
+            read_only(table.followers),
+            read_only(table.weights),
+            read_only(table.totals),
+            _ANY_ROW if items_past_table else len(table),
+        )
 
     @property
     def items(self) -> int:
         """Length of the catalogue that the table is of."""
-        return len(self._table)
+        return len(self._table.totals)
 
     def of_catalogue(self, histories: Histories) -> NDArray[np.float32]:
         """Return the features of the table's items: float32 ``[features, n, items]``."""
@@ -175,7 +181,6 @@ class MemoryFeatures:
         return out
 
     def _inputs(self, histories: Histories) -> tuple[HistoryArrays, TableArrays, LiveTransitions]:
-        table = self._table
         return (
             HistoryArrays(
                 histories.rows,
@@ -184,8 +189,6 @@ class MemoryFeatures:
                 histories.running,
                 histories.asked_us,
             ),
-            TableArrays(
-                table.offsets, table.followers, table.weights, table.totals, self._catalogue
-            ),
+            self._table,
             self._live,
         )
