@@ -28,7 +28,7 @@ from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.live.last_items import LastItems
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.live.shared_arrivals import SharedArrivals
-from hiertcn.serving.log.event_log import log_identity
+from hiertcn.serving.log.segments import log_identity
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.new_items.item_upserts import ItemUpserts
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
