@@ -171,15 +171,15 @@ class Sidecar:
         replayed = await asyncio.to_thread(writer.replay)
         if replayed:
             _log.info("applied %d logged entries that the store lacked", replayed)
-        await asyncio.to_thread(release.live.at, wall_clock_us())
-        self.metrics.watch_live(lambda: activation.current.live)
         writer.start()
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
         if isinstance(store, ValkeyStore):
             shared = SharedArrivals(store, log.identity, recent, writer.log_deletion)
             writer.applier.tell = shared.tell
-            shared.start()
             self._parts.push_async_callback(asyncio.to_thread, shared.stop)
+            await asyncio.to_thread(shared.start)
+        await asyncio.to_thread(release.live.at, wall_clock_us())
+        self.metrics.watch_live(lambda: activation.current.live)
 
         engine = self._engine(activation, store, writer, models, upserts)
         self.store = store

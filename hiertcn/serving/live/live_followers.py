@@ -120,6 +120,10 @@ class LiveFollowers:
         followed_rows: NDArray[np.integer[Any]],
         times_us: NDArray[np.int64],
     ) -> None:
-        """Add transitions ``[n]`` in the order they came."""
+        """Add transitions ``[n]`` that came together, the earliest first."""
         if len(left_rows):
-            self._count = link(self.arrays, self._count, left_rows, followed_rows, times_us)
+            # What a log and other sidecars say of the last hours comes one after the other.
+            order = np.argsort(times_us, kind="stable")[-len(self.arrays.followers) :]
+            self._count = link(
+                self.arrays, self._count, left_rows[order], followed_rows[order], times_us[order]
+            )
