@@ -350,15 +350,21 @@ class LmdbStore:
         crash = take_note(self._directory)
         if not self._records.exists() or not self._marker.exists():
             return False
-        if crash:
-            self._empty(f"the process that wrote it crashed:\n{crash}")
-            return True
-        marker = read_json(self._marker)
-        same_boot = marker["boot_id"] == _boot_id()
-        if not marker["damaged"] and (marker["clean"] or same_boot):
-            return False
-        self._empty("it may be torn by a crash" if not marker["damaged"] else "it is damaged")
-        return True
+        doubt = f"the process that wrote it crashed:\n{crash}" if crash else self._doubt()
+        if doubt:
+            self._empty(doubt)
+        return bool(doubt)
+
+    def _doubt(self) -> str:
+        """Why the store may not hold what was committed; "" if it does."""
+        try:
+            marker = read_json(self._marker)
+            if marker["damaged"]:
+                return "it is damaged"
+            is_whole = marker["clean"] or marker["boot_id"] == _boot_id()
+        except (InputError, KeyError, TypeError) as error:
+            return f"{self._marker} is not what this version writes ({error})"
+        return "" if is_whole else "it may be torn by a crash"
 
     def _empty(self, reason: str) -> None:
         _log.warning("rebuilding %s from the event log, because %s", self._records, reason)
