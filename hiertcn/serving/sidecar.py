@@ -49,6 +49,7 @@ from hiertcn.serving.rpc.servicers import (
     RecommenderMethods,
     ReleaseMethods,
 )
+from hiertcn.serving.rpc.unknown_methods import UnknownMethods
 from hiertcn.serving.rpc.validation import wall_clock_us
 from hiertcn.serving.security.access_control import AccessControl, AccessInterceptor, server_tls
 from hiertcn.serving.security.shared_rate_limit import rate_table
@@ -344,9 +345,9 @@ class Sidecar:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         server.add_generic_rpc_handlers(tuple(handlers))
-        reflection.enable_server_reflection(
-            (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        services = (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, server)
+        server.add_generic_rpc_handlers((UnknownMethods(services),))
         for name in ("", RECOMMENDER, RELEASES):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
