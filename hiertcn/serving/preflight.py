@@ -1,14 +1,20 @@
-"""What can be known to fail before seconds are spent on starting: release, ports, Triton binary."""
+"""What is known to fail before seconds are spent on starting: release, folders, ports, Triton."""
 
+import errno
 import importlib.util
+import re
 import socket
+import tempfile
+from typing import Final
 
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
-from hiertcn.serving.options import ServeOptions, SidecarOptions
+from hiertcn.serving.options import STORE_FOLDER, ServeOptions, SidecarOptions
 from hiertcn.serving.processes.triton_install import find_tritonserver
 from hiertcn.serving.security.tls import ServerTls
 from hiertcn.serving.security.tokens import TokenFile
+
+_NOT_FOR_SHELLS: Final = re.compile(r"[^\w@%+=:,./~-]", re.ASCII)
 
 
 def check_before_starting(options: ServeOptions) -> None:
@@ -16,8 +22,8 @@ def check_before_starting(options: ServeOptions) -> None:
 
     Raises:
         InputError: the repository or its current release does not exist, a port is in use, or no
-            Triton binary is here to be started; a certificate or token file cannot be used, or an
-            extra that an option needs is not installed.
+            Triton binary is here to be started; the state folder cannot be written; a certificate
+            or token file cannot be used, or an extra that an option needs is not installed.
     """
     repository = ReleaseRepository(options.sidecar.repository)
     if not repository.root.is_dir():
@@ -37,7 +43,41 @@ def check_before_starting(options: ServeOptions) -> None:
         _check_port("--ui-port", options.sidecar.host, options.sidecar.ui_port)
     _check_doors(options.sidecar)
     if options.triton_url is None and options.sidecar.models == "triton":
-        find_tritonserver()
+        _check_triton(options.sidecar)
+    _check_state_folder(options.sidecar)
+
+
+def _check_state_folder(options: SidecarOptions) -> None:
+    folders = [options.state_dir / "log"]
+    if not options.store:
+        folders.append(options.state_dir / STORE_FOLDER)
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"--state-dir is {options.state_dir}, but {folder} cannot be written "
+                f"({error.strerror}); give a folder that this user may write"
+            ) from None
+
+
+def _check_triton(options: SidecarOptions) -> None:
+    if find_tritonserver().wheel is None:
+        return
+    # The wheel's Python backend starts models by a shell command with both paths in it, and waits
+    # for them without end if the shell reads others.
+    for option, folder in (
+        ("--state-dir", options.state_dir),
+        ("--repository", options.repository),
+    ):
+        found = _NOT_FOR_SHELLS.search(str(folder.absolute()))
+        if found:
+            raise InputError(
+                f"{option} is {str(folder)!r}, and Triton cannot start its models from a path with "
+                f"{found.group()!r}; expected letters, digits and any of @%+=:,./-_~"
+            )
 
 
 def _check_doors(options: SidecarOptions) -> None:
@@ -75,6 +115,11 @@ def _check_port(option: str, host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise InputError(
+                    f"--host is {host!r}, which is no address of this machine ({error.strerror}); "
+                    "give one to listen on, such as 127.0.0.1 or 0.0.0.0"
+                ) from None
             raise InputError(
                 f"{option} {port} on {host} cannot be bound ({error.strerror}); stop what holds "
                 "it or give another"

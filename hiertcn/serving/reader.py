@@ -1,9 +1,10 @@
 """A further process of a sidecar, on the same port: it ranks, and passes on what changes things.
 
-It reads the record store that the writing process keeps, follows the event log for the live counts
-and new items (beside a shared store also what other sidecars tell of), and follows the release
-pointer like any sidecar. It shares the item table and the snapshots with the other processes
-through the page cache. New items and live counts of the last half second may be missing here.
+It reads the record store that the writing process keeps, follows the event log for new items and
+the live counts (on a shared store, for the counts, what all its sidecars tell of), and follows the
+release pointer like any sidecar. It shares the item table and the snapshots with the other
+processes through the page cache. New items and live counts of the last half second may be missing
+here.
 
     python -m hiertcn.serving.reader OPTIONS.json
 
@@ -28,7 +29,7 @@ from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.live.last_items import LastItems
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.live.shared_arrivals import SharedArrivals
-from hiertcn.serving.log.event_log import log_identity
+from hiertcn.serving.log.segments import log_identity
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.new_items.item_upserts import ItemUpserts
 from hiertcn.serving.new_items.new_items import SAVED_FILE, NewItems
@@ -123,14 +124,17 @@ class Reader(Sidecar):
         await asyncio.to_thread(
             recent.fill, tail, tail.position, bound.oldest_watermark_us, release
         )
+        followed: RecentInteractions | None = recent
+        if isinstance(store, ValkeyStore):
+            followed = None
+            identity = log_identity(options.state_dir / "log")
+            shared = SharedArrivals(store, identity, recent, own_after=tail.position)
+            self._parts.push_async_callback(asyncio.to_thread, shared.stop)
+            await asyncio.to_thread(shared.start)
         await asyncio.to_thread(release.live.at, wall_clock_us())
         self.metrics.watch_live(lambda: activation.current.live)
-        if isinstance(store, ValkeyStore):
-            shared = SharedArrivals(store, log_identity(options.state_dir / "log"), recent)
-            shared.start()
-            self._parts.push_async_callback(asyncio.to_thread, shared.stop)
         engine = self._engine(activation, store, RemoteWriter(channel), models, upserts)
-        for following in (activation.watch(), self._follow(tail, store, recent, upserts)):
+        for following in (activation.watch(), self._follow(tail, store, followed, upserts)):
             self._parts.push_async_callback(cancelled, asyncio.create_task(following))
         # Bound last: the kernel gives a listening process its share of the callers at once.
         server = self._bind(self._interceptors(access))
@@ -139,8 +143,13 @@ class Reader(Sidecar):
         gc.freeze()
 
     async def _follow(
-        self, tail: LogTail, store: RecordStore, recent: RecentInteractions, upserts: ItemUpserts
+        self,
+        tail: LogTail,
+        store: RecordStore,
+        recent: RecentInteractions | None,
+        upserts: ItemUpserts,
     ) -> None:
+        """Take in what the writing process logs; no interactions where others tell of them."""
         assert self._activation is not None
         last_items = LastItems()
         while True:
@@ -151,10 +160,11 @@ class Reader(Sidecar):
                 applied = await asyncio.to_thread(getattr, store, "newest_applied")
                 if applied > tail.position:
                     interactions, items = await asyncio.to_thread(tail.read, applied)
-                    recent.add(
-                        [(one.item_id, one.timestamp_us) for one in interactions],
-                        last_items.before(interactions, self._activation.current),
-                    )
+                    if recent is not None:
+                        recent.add(
+                            [(one.item_id, one.timestamp_us) for one in interactions],
+                            last_items.before(interactions, self._activation.current),
+                        )
                     for item in items:
                         upserts.new_items.put(item)
                 release = self._activation.current

@@ -49,6 +49,7 @@ from hiertcn.serving.rpc.servicers import (
     RecommenderMethods,
     ReleaseMethods,
 )
+from hiertcn.serving.rpc.unknown_methods import UnknownMethods
 from hiertcn.serving.rpc.validation import wall_clock_us
 from hiertcn.serving.security.access_control import AccessControl, AccessInterceptor, server_tls
 from hiertcn.serving.security.shared_rate_limit import rate_table
@@ -171,15 +172,15 @@ class Sidecar:
         replayed = await asyncio.to_thread(writer.replay)
         if replayed:
             _log.info("applied %d logged entries that the store lacked", replayed)
-        await asyncio.to_thread(release.live.at, wall_clock_us())
-        self.metrics.watch_live(lambda: activation.current.live)
         writer.start()
         self._parts.push_async_callback(asyncio.to_thread, writer.stop)
         if isinstance(store, ValkeyStore):
             shared = SharedArrivals(store, log.identity, recent, writer.log_deletion)
             writer.applier.tell = shared.tell
-            shared.start()
             self._parts.push_async_callback(asyncio.to_thread, shared.stop)
+            await asyncio.to_thread(shared.start)
+        await asyncio.to_thread(release.live.at, wall_clock_us())
+        self.metrics.watch_live(lambda: activation.current.live)
 
         engine = self._engine(activation, store, writer, models, upserts)
         self.store = store
@@ -344,9 +345,9 @@ class Sidecar:
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         server.add_generic_rpc_handlers(tuple(handlers))
-        reflection.enable_server_reflection(
-            (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        services = (RECOMMENDER, RELEASES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, server)
+        server.add_generic_rpc_handlers((UnknownMethods(services),))
         for name in ("", RECOMMENDER, RELEASES):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()

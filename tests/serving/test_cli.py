@@ -184,6 +184,19 @@ def test_what_cannot_be_served_ends_with_one_sentence_and_code_2(toy_repository,
         code, said = ended("serve", "--repository", str(root), "--port", port, *state)
         assert (code, said.count("\n")) == (2, 1)
         assert f"--port {port} on 127.0.0.1 cannot be bound" in said
+    (tmp_path / "file").write_text("")
+    elsewhere = tmp_path / "shop(old)"
+    elsewhere.symlink_to(root, target_is_directory=True)
+    for options, told in (
+        (["--state-dir", str(tmp_path / "file")], "file/log cannot be written (Not a directory)"),
+        (["--state-dir", "/proc/state"], "/proc/state/log cannot be written"),
+        (["--state-dir", str(tmp_path / "a b")], "from a path with ' '"),
+        (["--repository", str(elsewhere), *state], "from a path with '('"),
+        (["--host", "nowhere.invalid", *state], "--host is 'nowhere.invalid', which is no address"),
+    ):
+        code, said = ended("serve", "--repository", str(root), "--port", "0", *options)
+        assert (code, said.count("\n")) == (2, 1)
+        assert told in said
     code, said = ended(
         *("serve", "--repository", str(root), "--port", "0", *state, *ports),
         HIERTCN_TRITON_HOME=str(tmp_path / "no-triton"),

@@ -142,7 +142,9 @@ class Fuzz:
         if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
             return self.draw.choice(FLOATS)
         bits = 31 if field.cpp_type == field.CPPTYPE_INT32 else 63
-        value = self.draw.choice(INTEGERS[:9] if self.draw.random() < 0.9 else INTEGERS)
+        # The wide ones are times.
+        likely = INTEGERS[:7] if bits == 31 else [0, T0, T0 + 1]
+        value = self.draw.choice(likely if self.draw.random() < 0.9 else INTEGERS)
         return value if -(2**bits) <= value < 2**bits else -value % 1000
 
     def broken(self, body):

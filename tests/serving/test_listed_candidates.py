@@ -6,6 +6,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hiertcn.errors import InputError
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.ranking.candidate_ranking import drop_repeats
 from hiertcn.serving.rpc.listed_candidates import received_recommend
@@ -62,7 +63,7 @@ def test_what_protobuf_refuses_is_refused(data):
         try:
             expected = pb.RecommendRequest.FromString(cut)
         except DecodeError:
-            assert received_recommend(cut) is None
+            assert isinstance(received_recommend(cut), InputError)
         else:
             assert whole(received_recommend(cut)) == expected
 

@@ -249,15 +249,6 @@ def test_a_future_interaction_is_refused_and_a_soon_one_is_not(client):
         client.record([])
 
 
-def test_raw_bytes_are_an_invalid_argument(running):
-    with grpc.insecure_channel(running.sidecar.address) as channel:
-        for payload in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe"):
-            with pytest.raises(grpc.RpcError) as caught:
-                channel.unary_unary("/hiertcn.v1.Recommender/Recommend")(payload, timeout=WAIT_S)
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "RecommendRequest" in caught.value.details()
-
-
 def test_a_deleted_user_starts_afresh(client, toy):
     client.record([Interaction("user-3", "item-1", T0)])
     assert client.delete_user("user-3")

@@ -65,6 +65,19 @@ def test_a_crash_of_the_machine_empties_the_store(folder):
     store.close()
 
 
+@pytest.mark.parametrize("marker", ["", "nonsense", "[]", "3", '{"format": 99}'])
+def test_a_store_that_another_version_left_is_emptied(folder, marker, caplog):
+    store = LmdbStore(folder)
+    put(store, {user_key("ada"): record()}, Position(1, 9))
+    store.close()
+    (folder / "state.json").write_text(marker)
+    store = LmdbStore(folder)
+    assert store.was_emptied
+    assert (store.applied, len(store)) == (BEGINNING, 0)
+    store.close()
+    assert "state.json is not what this version writes" in caplog.text
+
+
 def test_a_clean_stop_outlives_a_reboot(folder):
     store = LmdbStore(folder)
     put(store, {user_key("ada"): record()}, Position(1, 9))

@@ -21,7 +21,7 @@ from hiertcn.items.table import ItemTable
 from hiertcn.release.publish import ReleaseInput, publish
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.ranking import recommendations
+from hiertcn.serving.ranking import answers
 from hiertcn.serving.records.backfill import backfill_states
 from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.request_features import FEATURES
@@ -200,7 +200,7 @@ def test_ranks_equal_the_offline_rankers(toy_repository, releases, log, triton, 
 def test_a_large_catalogue_is_searched_for_the_same_ranks(
     toy_repository, releases, log, triton, start_sidecar, monkeypatch
 ):
-    monkeypatch.setattr(recommendations, "SMALL_CATALOGUE", 1)
+    monkeypatch.setattr(answers, "SMALL_CATALOGUE", 1)
     toy_repository.repository.activate(FIRST)
     running = start_sidecar(toy_repository, triton.grpc_url)
     start = len(log) // 3

@@ -123,9 +123,11 @@ class LiveFollowers:
         followed_rows: NDArray[np.integer[Any]],
         times_us: NDArray[np.int64],
     ) -> None:
-        """Add transitions ``[n]`` in the order they came."""
+        """Add transitions ``[n]`` that came together, the earliest first."""
+        # What a log and other sidecars say of the last hours comes one after the other.
+        order = np.argsort(times_us, kind="stable")[-len(self.arrays.followers) :]
         # One type of each, for numba compiles another function for every other.
-        left_rows, followed_rows = left_rows.astype(np.int64), followed_rows.astype(np.int64)
-        self._count = link(
-            self.arrays, self._count, left_rows, followed_rows, times_us.astype(np.int64)
+        left_rows, followed_rows, times_us = (
+            column[order].astype(np.int64) for column in (left_rows, followed_rows, times_us)
         )
+        self._count = link(self.arrays, self._count, left_rows, followed_rows, times_us)

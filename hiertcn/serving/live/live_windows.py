@@ -314,15 +314,18 @@ class LiveWindows:
         if self._place == self._recent.end:
             return
         found, self._place = self._recent.since(self._place)
+        transitions = []
         for item_ids, codes, timestamps_us, previous in found:
             row_of = self._item_rows(item_ids)
             rows = row_of[codes]
             counted = (rows >= 0) & (timestamps_us > self._watermark_us)
             left = np.where(previous >= 0, row_of[previous], -1)
             moved = counted & (left >= 0)
-            self._followers.add(left[moved], rows[moved], timestamps_us[moved])
+            transitions.append((left[moved], rows[moved], timestamps_us[moved]))
             rows, minutes = rows[counted], timestamps_us[counted] // MINUTE_US
             self._add(minutes, rows.astype(np.int32), np.ones(len(rows), np.float32))
+        if transitions:
+            self._followers.add(*map(np.concatenate, zip(*transitions, strict=True)))
 
     def _add(
         self, minutes: NDArray[np.int64], rows: NDArray[np.int32], counts: NDArray[np.float32]

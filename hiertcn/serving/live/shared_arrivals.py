@@ -1,10 +1,14 @@
 """Recorded interactions and deletions told to the other sidecars of one Valkey, by two streams.
 
-Live counts are of the whole site, so every sidecar's ``RecentInteractions`` needs what the others
-record. Each group of accepted interactions becomes one entry of the stream ``<prefix>:arrivals``:
-item ids and times, no users. Every sidecar tails it from seven hours before its start on and skips
-its own entries, which it has from its log; so does each of its processes. The stream holds at most
-about 100,000 groups, and the server forgets it seven hours after the last one.
+Live counts and transitions are of the whole site, so every sidecar's ``RecentInteractions`` needs
+what the others record. Each group of accepted interactions becomes one entry of the stream
+``<prefix>:arrivals``, or several if it is long: item ids, the item before each in its session,
+times, no users. Every process of every sidecar tails it, twice a second, from seven hours before
+its start on. The process that writes skips its own sidecar's entries, which it has from its log.
+The others take them too, because only the writing process knows which item a user was at when
+another sidecar recorded that one. The stream holds at most about 100,000 entries, together no more
+interactions than ``RecentInteractions`` keeps, and the server forgets it seven hours after the last
+one.
 
 Deletions go to ``<prefix>:deletions``, kept for 90 days: a sidecar that reads one logs it too, so
 the person is erased from its log and exported events as well. The process that writes does that.
@@ -22,8 +26,8 @@ from typing import Any, Final
 import numpy as np
 
 from hiertcn.errors import HiertcnError
-from hiertcn.serving.live.recent_interactions import RecentInteractions
-from hiertcn.serving.log.event_log import LoggedDeletion
+from hiertcn.serving.live.recent_interactions import MOST, RecentInteractions
+from hiertcn.serving.log.event_log import LoggedDeletion, Position
 from hiertcn.serving.stores.store_valkey import ValkeyStore
 
 _log = logging.getLogger(__name__)
@@ -31,6 +35,7 @@ _log = logging.getLogger(__name__)
 _WINDOW_S: Final = 7 * 3600
 _DELETIONS_S: Final = 90 * 86_400
 _MOST: Final = 100_000
+_TOGETHER: Final = MOST // _MOST
 _READ: Final = 1000
 _PAUSE_S: Final = 0.5
 
@@ -42,8 +47,10 @@ class SharedArrivals:
         store: the shared store.
         writer: a name of this sidecar's log that no other has.
         recent: takes what the others record.
-        on_deletion: called on the thread with each deletion that another sidecar told of; None
-            in a process that has no log to erase them from.
+        on_deletion: called with each deletion that another sidecar told of; None in a process
+            that has no log to erase them from.
+        own_after: end of what is known of this sidecar's own log, from where on its entries are
+            taken too; None where they are known without.
     """
 
     def __init__(
@@ -52,11 +59,13 @@ class SharedArrivals:
         writer: str,
         recent: RecentInteractions,
         on_deletion: Callable[[LoggedDeletion], None] | None = None,
+        own_after: Position | None = None,
     ) -> None:
         self._store = store
         self._writer = writer.encode()
         self._recent = recent
         self._on_deletion = on_deletion
+        self._own_after = own_after
         self._arrivals = store.key("arrivals")
         self._deletions = store.key("deletions")
         self._place_key = store.key(f"deletions-seen:{writer}")
@@ -67,16 +76,34 @@ class SharedArrivals:
         self._thread = threading.Thread(target=self._listen, name="shared-arrivals", daemon=True)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Take what was told before, and begin to listen.
+
+        Raises:
+            ServingError: the server cannot be reached.
+        """
+        self._read_all()
         self._thread.start()
 
     def tell(
-        self, interactions: Sequence[tuple[str, int]], deletions: Sequence[LoggedDeletion]
+        self,
+        interactions: Sequence[tuple[str, int]],
+        previous: Sequence[str | None],
+        deletions: Sequence[LoggedDeletion],
+        position: Position,
     ) -> None:
-        """Tell the others; a server that is away is logged, not raised."""
+        """Tell the others; a server that is away is logged, not raised.
+
+        Args:
+            interactions: item ids and times in microseconds.
+            previous: of each, the item before it in its session; None where there is none.
+            deletions: who was deleted.
+            position: the end of all of them in this sidecar's log.
+        """
         try:
-            if interactions:
-                self._add(self._arrivals, _WINDOW_S, *_packed(interactions))
+            for first in range(0, len(interactions), _TOGETHER):
+                part = slice(first, first + _TOGETHER)
+                packed = _packed(interactions[part], previous[part], position)
+                self._add(self._arrivals, _WINDOW_S, *packed)
             for deletion in deletions:
                 told = deletion.user_key + deletion.deleted_us.to_bytes(8, "little")
                 self._add(self._deletions, _DELETIONS_S, b"d", told)
@@ -99,8 +126,8 @@ class SharedArrivals:
         for place, fields in self._range(self._arrivals, self._after_arrival):
             self._after_arrival = place
             count += 1
-            if fields[b"w"] != self._writer:
-                self._recent.add(_unpacked(fields))
+            if fields[b"w"] != self._writer or self._is_new_here(fields):
+                self._recent.add(*_unpacked(fields))
         if self._on_deletion is None:
             return count
         for place, fields in self._range(self._deletions, self._after_deletion):
@@ -115,10 +142,16 @@ class SharedArrivals:
     def _listen(self) -> None:
         while not self._stopping.wait(_PAUSE_S):
             try:
-                while self.read() >= _READ and not self._stopping.is_set():
-                    pass
+                self._read_all()
             except HiertcnError as error:
                 _log.warning("what other sidecars record arrives late: %s", error)
+
+    def _read_all(self) -> None:
+        while self.read() >= _READ and not self._stopping.is_set():
+            pass
+
+    def _is_new_here(self, fields: dict[bytes, bytes]) -> bool:
+        return self._own_after is not None and _position(fields) > self._own_after
 
     def _add(self, stream: bytes, kept_s: int, *fields: bytes) -> None:
         limits = ("MAXLEN", "~", _MOST)
@@ -130,16 +163,37 @@ class SharedArrivals:
         return [(place, dict(fields)) for place, fields in found if fields]
 
 
-def _packed(interactions: Sequence[tuple[str, int]]) -> list[bytes]:
-    ids = [item_id.encode() for item_id, _ in interactions]
+def _packed(
+    interactions: Sequence[tuple[str, int]], previous: Sequence[str | None], position: Position
+) -> list[bytes]:
     times_us = np.array([time_us for _, time_us in interactions], "<i8")
-    lengths = np.array([len(one) for one in ids], "<u2")
-    return [b"t", times_us.tobytes(), b"l", lengths.tobytes(), b"i", b"".join(ids)]
+    lengths, ids = _packed_texts([item_id for item_id, _ in interactions])
+    # No item's id is empty.
+    lengths_before, before = _packed_texts([one or "" for one in previous])
+    return [
+        *(b"e", b"%d:%d" % position, b"t", times_us.tobytes(), b"l", lengths, b"i", ids),
+        *(b"m", lengths_before, b"b", before),
+    ]
 
 
-def _unpacked(fields: dict[bytes, bytes]) -> list[tuple[str, int]]:
+def _unpacked(fields: dict[bytes, bytes]) -> tuple[list[tuple[str, int]], list[str | None]]:
     times_us = np.frombuffer(fields[b"t"], "<i8").tolist()
-    ends = np.cumsum(np.frombuffer(fields[b"l"], "<u2"), dtype=np.int64).tolist()
-    text = fields[b"i"]
-    ids = [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
-    return list(zip(ids, times_us, strict=True))
+    ids = _texts(fields[b"l"], fields[b"i"])
+    # A sidecar of an older version does not tell what came before.
+    before = _texts(fields[b"m"], fields[b"b"]) if b"m" in fields else [""] * len(ids)
+    return list(zip(ids, times_us, strict=True)), [one or None for one in before]
+
+
+def _position(fields: dict[bytes, bytes]) -> Position:
+    segment, _, offset = fields.get(b"e", b"0:0").partition(b":")
+    return Position(int(segment), int(offset))
+
+
+def _packed_texts(texts: Sequence[str]) -> tuple[bytes, bytes]:
+    encoded = [one.encode() for one in texts]
+    return np.array([len(one) for one in encoded], "<u2").tobytes(), b"".join(encoded)
+
+
+def _texts(lengths: bytes, joined: bytes) -> list[str]:
+    ends = np.cumsum(np.frombuffer(lengths, "<u2"), dtype=np.int64).tolist()
+    return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from hiertcn.events.columns import DATE, EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
 from hiertcn.files import whole_file
-from hiertcn.serving.log.event_log import EventLog, LoggedDeletion, SealedSegment, read_segment
+from hiertcn.serving.log.event_log import EventLog, LoggedDeletion, read_segment
 from hiertcn.serving.log.item_export import ITEMS_FOLDER, export_items
 from hiertcn.serving.log.logged_items import LoggedItem
+from hiertcn.serving.log.segments import SealedSegment, erase
 from hiertcn.serving.records.record import user_key
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def export_parquet(log: EventLog, events: Path) -> int:
             _erase_from_parquet(events, segment.number, deleted)
             for other in log.sealed():
                 if other.number <= segment.number:
-                    log.erase(other, deleted, whole=other.number < segment.number)
+                    erase(other, deleted, whole=other.number < segment.number)
         log.mark_exported(segment.number, events=count, last_us=last_us)
         written += count
     return written

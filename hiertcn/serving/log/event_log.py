@@ -29,13 +29,12 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from hiertcn.errors import ServingError
-from hiertcn.files import read_json, whole_file, write_json
+from hiertcn.files import whole_file
+from hiertcn.serving.log import segments
 from hiertcn.serving.log.entries import (
     BEGINNING,
     MAGIC,
@@ -46,10 +45,9 @@ from hiertcn.serving.log.entries import (
     cut_torn_tail,
     framed,
     read_segment,
-    void,
 )
 from hiertcn.serving.log.folder_lock import locked
-from hiertcn.serving.records.record import user_key
+from hiertcn.serving.log.segments import SealedSegment, segment_numbers, segment_path
 
 __all__ = [
     "BEGINNING",
@@ -66,8 +64,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_IDENTITY: Final = "identity"
-
 
 class Fsync(enum.Enum):
     """When appended entries are forced to disk: before the acknowledgement, or some time after."""
@@ -75,16 +71,6 @@ class Fsync(enum.Enum):
     ALWAYS = "always"
     INTERVAL = "interval"
     OS = "os"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SealedSegment:
-    """A segment that grows no more; ``last_us`` is its newest event time, None without events."""
-
-    number: int
-    path: Path
-    exported: bool
-    last_us: int | None
 
 
 class EventLog:
@@ -148,11 +134,11 @@ class EventLog:
         directory.mkdir(parents=True, exist_ok=True)
         log = cls(directory, segment_bytes, segment_age_s, erase_age_s, fsync, fsync_interval_s)
         log._lock_descriptor = locked(directory)
-        numbers = _numbers(directory)
+        numbers = segment_numbers(directory)
         last = numbers[-1] if numbers else 1
         try:
-            if numbers and not log._is_sealed(last):
-                cut_torn_tail(_segment_path(directory, last))
+            if numbers and not segments.is_exported(directory, last):
+                cut_torn_tail(segment_path(directory, last))
                 log._open_segment(last)
             else:
                 log._open_segment(last + 1 if numbers else last)
@@ -166,11 +152,11 @@ class EventLog:
     @property
     def identity(self) -> str:
         """A name of this log that no other log has, 32 hexadecimal digits."""
-        path = self._directory / _IDENTITY
+        path = self._directory / segments.IDENTITY_FILE
         if not path.exists():
             with whole_file(path) as aside:
                 aside.write_text(uuid.uuid4().hex)
-        return log_identity(self._directory)
+        return segments.log_identity(self._directory)
 
     @property
     def position(self) -> Position:
@@ -197,7 +183,7 @@ class EventLog:
         if self._broken:
             raise ServingError(self._broken)
         frames = b"".join(framed(entry) for entry in entries)
-        path = _segment_path(self._directory, self._position.segment)
+        path = segment_path(self._directory, self._position.segment)
         try:
             _write_all(self._descriptor, frames)
         except OSError as error:
@@ -222,20 +208,20 @@ class EventLog:
         Raises:
             InputError: a segment is damaged before its end, naming file and offset.
         """
-        for number in _numbers(self._directory):
+        for number in segment_numbers(self._directory):
             if number < after.segment:
                 continue
             start = after.offset if number == after.segment else 0
-            path = _segment_path(self._directory, number)
+            path = segment_path(self._directory, number)
             with contextlib.suppress(FileNotFoundError):
                 for end, entry in read_segment(path, start):
                     yield Position(number, end), entry
 
     def segments(self, until: Position) -> list[tuple[Path, int | None]]:
         """The segments up to a position, oldest first, and where each ends (None: as the file)."""
-        numbers = [number for number in _numbers(self._directory) if number <= until.segment]
+        numbers = [number for number in segment_numbers(self._directory) if number <= until.segment]
         ends = [until.offset if number == until.segment else None for number in numbers]
-        paths = [_segment_path(self._directory, number) for number in numbers]
+        paths = [segment_path(self._directory, number) for number in numbers]
         return list(zip(paths, ends, strict=True))
 
     def rotate(self) -> int | None:
@@ -263,50 +249,19 @@ class EventLog:
 
     def sealed(self) -> list[SealedSegment]:
         """All segments but the open one, oldest first."""
-        found = []
-        for number in _numbers(self._directory):
-            if number == self._position.segment:
-                continue
-            marker = _marker_path(self._directory, number)
-            exported = marker.exists()
-            last_us = read_json(marker)["last_us"] if exported else None
-            found.append(
-                SealedSegment(
-                    number=number,
-                    path=_segment_path(self._directory, number),
-                    exported=exported,
-                    last_us=last_us,
-                )
-            )
-        return found
+        return [
+            segments.sealed_segment(self._directory, number)
+            for number in segment_numbers(self._directory)
+            if number != self._position.segment
+        ]
 
     def mark_exported(self, number: int, *, events: int, last_us: int | None) -> None:
         """Note that a sealed segment's events lie in parquet."""
-        write_json(_marker_path(self._directory, number), {"events": events, "last_us": last_us})
-
-    def erase(self, segment: SealedSegment, deleted: Mapping[bytes, int], *, whole: bool) -> None:
-        """Rewrite a sealed segment with the deleted users' interactions void.
-
-        Args:
-            segment: the segment.
-            deleted: the users' keys, and at which entry of the segment each was deleted.
-            whole: the deletions came after this segment, so all of the users' entries go.
-        """
-        data = bytearray(segment.path.read_bytes())
-        for order, (end, entry) in enumerate(read_segment(segment.path)):
-            if isinstance(entry, LoggedInteraction):
-                key = user_key(entry.user_id)
-                if key in deleted and (whole or order < deleted[key]):
-                    size = len(framed(entry))
-                    data[end - size : end] = void(size)
-        with whole_file(segment.path) as aside:
-            aside.write_bytes(data)
-        segment.path.with_suffix(".torn").unlink(missing_ok=True)
+        segments.mark_exported(self._directory, number, events=events, last_us=last_us)
 
     def drop(self, number: int) -> None:
         """Remove a sealed, exported segment."""
-        _segment_path(self._directory, number).unlink(missing_ok=True)
-        _marker_path(self._directory, number).unlink(missing_ok=True)
+        segments.drop(self._directory, number)
 
     def close(self) -> None:
         """Sync and close the open segment's file."""
@@ -330,7 +285,7 @@ class EventLog:
                 os.fdatasync(self._descriptor)
             except OSError as error:
                 # The kernel may have dropped the pages, so a retry would prove nothing.
-                path = _segment_path(self._directory, self._position.segment)
+                path = segment_path(self._directory, self._position.segment)
                 self._broken = (
                     f"the event log {path} could not be synced ({error.strerror}); check the disk "
                     "and restart the sidecar"
@@ -351,11 +306,8 @@ class EventLog:
             self._open_segment(number)
             self._deleted_at = None
 
-    def _is_sealed(self, number: int) -> bool:
-        return _marker_path(self._directory, number).exists()
-
     def _open_segment(self, number: int) -> None:
-        path = _segment_path(self._directory, number)
+        path = segment_path(self._directory, number)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o640)
         if os.fstat(self._descriptor).st_size == 0:
@@ -379,28 +331,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def log_identity(directory: Path) -> str:
-    """The name of the log in a folder, which :attr:`EventLog.identity` has given it."""
-    return (directory / _IDENTITY).read_text()
-
-
-def segment_paths(directory: Path) -> list[tuple[int, Path]]:
-    """Number and file of each segment of the log in a folder, oldest first."""
-    return [(number, _segment_path(directory, number)) for number in _numbers(directory)]
-
-
-def _numbers(directory: Path) -> list[int]:
-    return sorted(int(path.stem) for path in directory.glob("*.log") if path.stem.isdecimal())
-
-
-def _segment_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:012d}.log"
-
-
-def _marker_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:012d}.exported.json"
 
 
 def _sync_directory(directory: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.serving.log.entries import MAGIC, read_entry
-from hiertcn.serving.log.event_log import Position, segment_paths
+from hiertcn.serving.log.entries import MAGIC, Position, read_entry
 from hiertcn.serving.log.logged_items import KIND, LoggedItem
 from hiertcn.serving.log.scan import entries_of_kind, scan
+from hiertcn.serving.log.segments import segment_paths
 
 _REMEMBERED: Final = 65_536
 

@@ -19,6 +19,7 @@ from hiertcn import __version__
 from hiertcn.errors import InputError
 from hiertcn.serving.preflight import require
 from hiertcn.serving.rpc.handlers import around
+from hiertcn.serving.rpc.unknown_methods import UnknownMethod
 
 _EXPORT_TIMEOUT_S: Final = 2
 _UNTRACED: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.")
@@ -122,6 +123,6 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """The method's handler inside a span."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_UNTRACED):
+        if isinstance(handler, UnknownMethod) or method.startswith(_UNTRACED):
             return handler
         return around(handler, lambda context: self._tracing.served(method, context))

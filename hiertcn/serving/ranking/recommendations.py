@@ -12,36 +12,19 @@ the GRU, beside the batch, and joins a later one.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiertcn.errors import ServingError
-from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving.observability.metrics import Metrics
+from hiertcn.serving.ranking.answers import Answers
 from hiertcn.serving.ranking.batching import Gatherer, ModelBatcher
-from hiertcn.serving.ranking.candidate_ranking import rank_together, without_terms
-from hiertcn.serving.ranking.item_filters import Allowed
 from hiertcn.serving.ranking.last_embeddings import LastEmbeddings
-from hiertcn.serving.ranking.listed import (
-    ListedCandidates,
-    excluded_rows,
-    request_histories,
-)
-from hiertcn.serving.ranking.ranking import (
-    Ranked,
-    rank_candidates_by_popularity,
-    rank_catalogue,
-    rank_catalogue_by_popularity,
-    rank_scored,
-    rank_searched,
-)
-from hiertcn.serving.ranking.requests import Recommendation, RecommendationRequest
-from hiertcn.serving.ranking.scoring_terms import RequestTerms
+from hiertcn.serving.ranking.listed import ListedCandidates, excluded_rows
+from hiertcn.serving.ranking.requests import Recommendation, RecommendationRequest, fail
 from hiertcn.serving.records import fold
 from hiertcn.serving.records.fold import Sessions
 from hiertcn.serving.records.record import NEVER_US, UserRecord, user_key
@@ -49,12 +32,6 @@ from hiertcn.serving.records.record_reader import RecordReader
 from hiertcn.serving.records.writer import Writer
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.sessions.live_counts import MINUTE_US
-
-SMALL_CATALOGUE: Final = 20_000
-"""Items up to which a search runs on the event loop's thread."""
-
-_MOST_LIVE: Final = 1000
-"""Items of a large catalogue that are considered only because they are live."""
 
 _SHORT: Final = 32
 """Interactions up to which sessions share a model call: padding costs less than another call."""
@@ -90,7 +67,7 @@ class Recommendations:
         self._models = models
         self._metrics = metrics
         self._last = LastEmbeddings()
-        self._searcher = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._answers = Answers(metrics)
         self._gatherer: Gatherer[RecommendationRequest] = Gatherer(
             self._run, max_batch=max_batch, max_delay_s=max_delay_s
         )
@@ -112,7 +89,7 @@ class Recommendations:
         """
         loop = asyncio.get_running_loop()
         if request.filters:
-            request.allowed = await self._passing(release, request.filters)
+            request.allowed = await self._answers.passing(release, request.filters)
         request.key = user_key(request.user_id)
         request.answer = loop.create_future()
         request.trace = self._metrics.stages.request()
@@ -151,18 +128,7 @@ class Recommendations:
 
     def close(self) -> None:
         """End the search thread."""
-        self._searcher.shutdown(wait=False)
-
-    async def _passing(
-        self, release: ServingRelease, filters: Sequence[AttributeFilter]
-    ) -> Allowed:
-        found = release.filters.kept(filters)
-        if found is None and len(release.items) <= SMALL_CATALOGUE:
-            found = release.filters.allowed(filters)
-        elif found is None:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._searcher, release.filters.allowed, filters)
-        return release.with_new_items(found, filters)
+        self._answers.close()
 
     async def _run(self, release: Hashable, batch: list[RecommendationRequest]) -> None:
         assert isinstance(release, ServingRelease)
@@ -185,7 +151,7 @@ class Recommendations:
                     if request.cut.closed and not request.answer.done():
                         self._start(self._fold(release, request))
         except Exception as error:
-            _fail(batch, error)
+            fail(batch, error)
             return
         groups: dict[tuple[bool, int], list[RecommendationRequest]] = defaultdict(list)
         for request in batch:
@@ -204,7 +170,7 @@ class Recommendations:
         try:
             await self._writer.repair([request.key for request in requests])
         except Exception as error:
-            _fail(requests, error)
+            fail(requests, error)
         for request in requests:
             if not request.answer.done():
                 self._gatherer.add(release, request)
@@ -257,7 +223,7 @@ class Recommendations:
                 # Also what was folded before a failure counts; the rest follows at the next touch.
                 self._keep(release, request, record)
         except Exception as error:
-            _fail([request], error)
+            fail([request], error)
             return
         self._ended("fold", began, [request])
         if request.answer.done():
@@ -291,16 +257,16 @@ class Recommendations:
                 self._last.keep(release.number, request.key, embedding)
             began = time.perf_counter()
             is_listed = np.array([request.candidates is not None for request in group])
-            self._answer_listed(release, listed, embeddings[is_listed], fallback=False)
+            self._answers.give_listed(release, listed, embeddings[is_listed], fallback=False)
             self._ended("rank", began, listed.requests)
             for place in np.flatnonzero(~is_listed).tolist():
                 request = group[place]
                 self._look_up_excluded(release, request)
-                terms = self._terms(release, request)
-                self._start(self._answer_searched(release, request, embeddings[place], terms))
+                terms = self._answers.terms(release, request)
+                self._start(self._answers.give_searched(release, request, embeddings[place], terms))
         except Exception as error:
             call.cancel()
-            _fail(group, error)
+            fail(group, error)
 
     def _note(self, listed: ListedCandidates) -> None:
         for place, request in enumerate(listed.requests):
@@ -322,7 +288,7 @@ class Recommendations:
         if request.candidates is None:
             self._look_up_excluded(release, request)
         elif not (listed.rows >= 0).any():
-            self._reply(release, request, [], [])
+            self._answers.give(release, request, [], [])
             return
         if query is not None:
             self._metrics.fallbacks.labels("embedding").inc()
@@ -331,134 +297,13 @@ class Recommendations:
             query = _mean(release, known_rows)
         else:
             self._metrics.fallbacks.labels("popularity").inc()
-            self._answer_by_popularity(release, request)
+            self._answers.give_by_popularity(release, request)
             return
         if request.candidates is not None:
-            self._answer_listed(release, listed, query[None], fallback=True)
+            self._answers.give_listed(release, listed, query[None], fallback=True)
         else:
-            terms = self._terms(release, request) if with_terms else None
-            await self._answer_searched(release, request, query, terms, fallback=True)
-
-    def _answer_listed(
-        self,
-        release: ServingRelease,
-        listed: ListedCandidates,
-        embeddings: NDArray[np.float32],
-        *,
-        fallback: bool,
-    ) -> None:
-        if not listed.requests:
-            return
-        rows = listed.rows
-        dots = release.table.dots(rows, np.ascontiguousarray(embeddings))
-        weights = (
-            without_terms(len(rows))
-            if listed.terms is None
-            else listed.terms.weights(release.live.at(listed.requests[0].timestamp_us))
-        )
-        counts = [request.k for request in listed.requests]
-        places, scores, found = rank_together(dots, rows, counts, weights)
-        best = [rows[place, places[place, :many]] for place, many in enumerate(found.tolist())]
-        item_ids = release.items.ids(np.concatenate(best))
-        at = 0
-        for place, request in enumerate(listed.requests):
-            many = len(best[place])
-            self._reply(
-                release,
-                request,
-                item_ids[at : at + many],
-                scores[place, :many].tolist(),
-                fallback=fallback,
-            )
-            at += many
-
-    async def _answer_searched(
-        self,
-        release: ServingRelease,
-        request: RecommendationRequest,
-        query: NDArray[np.float32],
-        terms: RequestTerms | None,
-        *,
-        fallback: bool = False,
-    ) -> None:
-        began = time.perf_counter()
-        try:
-            ranked = await self._search(release, request, query, terms)
-            self._ended("rank", began, [request])
-            item_ids = release.items.ids(ranked.places) if len(ranked.places) else []
-            self._reply(release, request, item_ids, ranked.scores.tolist(), fallback=fallback)
-        except Exception as error:
-            _fail([request], error)
-
-    def _answer_by_popularity(
-        self, release: ServingRelease, request: RecommendationRequest
-    ) -> None:
-        k, now_us = request.k, request.timestamp_us
-        if request.rows is not None:
-            rows = request.rows[request.rows >= 0]
-            ranked = rank_candidates_by_popularity(release, rows, k, now_us)
-            best = rows[ranked.places]
-        else:
-            ranked = rank_catalogue_by_popularity(
-                release, request.excluded, k, now_us, request.allowed
-            )
-            best = ranked.places
-        item_ids = release.items.ids(best) if len(best) else []
-        self._reply(release, request, item_ids, ranked.scores.tolist(), fallback=True)
-
-    async def _search(
-        self,
-        release: ServingRelease,
-        request: RecommendationRequest,
-        query: NDArray[np.float32],
-        terms: RequestTerms | None,
-    ) -> Ranked:
-        excluded, k, allowed = request.excluded, request.k, request.allowed
-        is_small = len(release.items) <= SMALL_CATALOGUE
-        search: Callable[..., Ranked] = rank_catalogue
-        arguments: tuple[Any, ...] = (release, query, excluded, k)
-        if terms is not None or allowed is not None:
-            dots = release.neighbors.scores(query) if is_small else None
-            if dots is not None:
-                return rank_scored(dots, excluded, k, terms, allowed)
-        if terms is not None:
-            # The terms share scratch memory, so their part never leaves this thread.
-            search, arguments = rank_searched, (*arguments, terms.support(_MOST_LIVE))
-        if is_small:
-            return search(*arguments, allowed)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searcher, partial(search, *arguments, allowed))
-
-    def _terms(
-        self, release: ServingRelease, request: RecommendationRequest
-    ) -> RequestTerms | None:
-        if release.terms is None:
-            return None
-        histories = request_histories(release, [request])
-        return release.terms.at(histories, release.live.at(request.timestamp_us))
-
-    def _reply(
-        self,
-        release: ServingRelease,
-        request: RecommendationRequest,
-        item_ids: list[str],
-        scores: list[float],
-        *,
-        fallback: bool = False,
-    ) -> None:
-        if request.answer.done():
-            return
-        if request.unknown:
-            self._metrics.unknown_items.labels("Recommend").inc(len(request.unknown))
-        request.answer.set_result(
-            Recommendation(
-                release=release.number,
-                item_ids=item_ids,
-                scores=scores,
-                unknown_items=list(request.unknown),
-                fallback=fallback,
-            )
-        )
+            terms = self._answers.terms(release, request) if with_terms else None
+            await self._answers.give_searched(release, request, query, terms, fallback=True)
 
     def _observe_ages(self, requests: Sequence[RecommendationRequest]) -> None:
         for request in requests:
@@ -484,9 +329,3 @@ def _mean(release: ServingRelease, rows: NDArray[np.int32]) -> NDArray[np.float3
 def _expire(answer: "asyncio.Future[Recommendation]") -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
-
-
-def _fail(requests: Sequence[RecommendationRequest], error: Exception) -> None:
-    for request in requests:
-        if not request.answer.done():
-            request.answer.set_exception(error)

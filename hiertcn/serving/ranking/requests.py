@@ -83,3 +83,10 @@ class RecommendationRequest:
         """The record, once it is read."""
         assert self.record is not None
         return self.record
+
+
+def fail(requests: Sequence[RecommendationRequest], error: Exception) -> None:
+    """Answer requests with an error, those that have no answer yet."""
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)

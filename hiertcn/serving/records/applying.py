@@ -57,12 +57,15 @@ class Applied(NamedTuple):
 
 
 UserEntry = LoggedInteraction | LoggedDeletion
+Tell = Callable[
+    [Sequence[tuple[str, int]], Sequence[str | None], Sequence[LoggedDeletion], Position], None
+]
 
 
 class EntryApplier:
     """Applies entries to the records of a store, to the live counts' source and the new items.
 
-    ``tell``, if set, hears what was accepted (item ids, times in microseconds) and who was deleted.
+    ``tell``, if set, hears what was accepted and who was deleted (``SharedArrivals.tell``).
 
     Args:
         store: the user records.
@@ -88,7 +91,7 @@ class EntryApplier:
         self._recent = recent
         self._metrics = metrics
         self._new_items = new_items
-        self.tell: Callable[[list[tuple[str, int]], list[LoggedDeletion]], None] | None = None
+        self.tell: Tell | None = None
         self.counted = BEGINNING
         """Up to where live counts and ``tell`` have had the log: a store that lost records is given
         entries again."""
@@ -218,19 +221,22 @@ class EntryApplier:
                     (entry, applied[place].previous)
                     for place, entry in enumerate(entries)
                     if applied[place].outcome is not Outcome.DUPLICATE
-                ]
+                ],
+                position,
             )
             self.counted = position
         return [applied[place] for place in range(len(entries))]
 
-    def _count(self, changed: Sequence[tuple[UserEntry, str | None]]) -> None:
+    def _count(self, changed: Sequence[tuple[UserEntry, str | None]], position: Position) -> None:
         accepted = [
             (entry, previous) for entry, previous in changed if isinstance(entry, LoggedInteraction)
         ]
         arrivals = [(entry.item_id, entry.timestamp_us) for entry, _ in accepted]
-        self._recent.add(arrivals, [previous for _, previous in accepted])
+        previous = [before for _, before in accepted]
+        self._recent.add(arrivals, previous)
         if self.tell is not None:
-            self.tell(arrivals, [one for one, _ in changed if isinstance(one, LoggedDeletion)])
+            deletions = [one for one, _ in changed if isinstance(one, LoggedDeletion)]
+            self.tell(arrivals, previous, deletions, position)
 
     def _under(
         self,

@@ -12,9 +12,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from hiertcn.errors import InputError
 from hiertcn.items.hashing import compiled
 from hiertcn.items.texts import Texts
 from hiertcn.serving import recommender_pb2 as pb
+from hiertcn.serving.rpc.malformed import malformed
 from hiertcn.serving.rpc.validation import MAX_ID_BYTES, MAX_LISTED_ITEMS
 
 _CANDIDATES: Final = pb.RecommendRequest.DESCRIPTOR.fields_by_name["candidates"].number
@@ -33,8 +35,8 @@ class ReceivedRecommend(NamedTuple):
     candidates: Texts | None
 
 
-def received_recommend(data: bytes) -> ReceivedRecommend | None:
-    """Parse a ``RecommendRequest``; None if it is none."""
+def received_recommend(data: bytes) -> ReceivedRecommend | InputError:
+    """Parse a ``RecommendRequest``; return the error if it is none."""
     wire = np.frombuffer(data, np.uint8)
     offsets = np.empty(min(len(wire) // 2, MAX_LISTED_ITEMS) + 1, np.int64)
     utf8, rest = np.empty(len(wire), np.uint8), np.empty(len(wire), np.uint8)
@@ -44,7 +46,7 @@ def received_recommend(data: bytes) -> ReceivedRecommend | None:
             return ReceivedRecommend(pb.RecommendRequest.FromString(data), None)
         message = pb.RecommendRequest.FromString(rest[:left].tobytes())
     except DecodeError:
-        return None
+        return malformed(data, pb.RecommendRequest.DESCRIPTOR)
     return ReceivedRecommend(message, Texts(offsets[: count + 1], utf8[: offsets[count]]))
 
 

@@ -15,6 +15,7 @@ from hiertcn.errors import DeadlineError, HiertcnError, InputError, ServingError
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.rpc.admission import Admission, MethodBound
+from hiertcn.serving.rpc.malformed import malformed
 from hiertcn.serving.rpc.status import status_of
 
 
@@ -45,7 +46,7 @@ def method_handlers(
         methods: has an ``async`` method ``(request, context) -> reply`` of each unary method's
             name, and of a streaming one's ``(requests, context) -> replies``, an async generator.
             ``PARSERS``, where it has them, parse the requests of the unary methods they are named
-            after; they return None for what is no such message.
+            after; they return the error for what is no such message (``malformed.py``).
         metrics: where requests are counted.
         admission: bounds the requests in flight; None for a service that is never refused.
         only: the methods wanted; None for all.
@@ -87,7 +88,7 @@ def _unary(
             if left_s is not None and left_s <= 0:
                 raise DeadlineError("the call's deadline had passed before it was begun")
             with bound.admitted() if bound is not None else contextlib.nullcontext():
-                reply = await method(_checked(request, request_type), context)
+                reply = await method(_checked(request), context)
         except (InputError, ServingError) as error:
             await _abort(error, name, context, metrics)
             raise
@@ -113,12 +114,12 @@ def _streaming(
 ) -> Any:
     answered = metrics.requests.labels(name, "OK")
 
-    async def checked(requests: AsyncIterator[Message | None]) -> AsyncIterator[Message]:
+    async def checked(requests: AsyncIterator[Message | InputError]) -> AsyncIterator[Message]:
         async for request in requests:
-            yield _checked(request, request_type)
+            yield _checked(request)
 
     async def handle(
-        requests: AsyncIterator[Message | None], context: Any
+        requests: AsyncIterator[Message | InputError], context: Any
     ) -> AsyncIterator[Message]:
         try:
             with bound.admitted() if bound is not None else contextlib.nullcontext():
@@ -136,23 +137,20 @@ def _streaming(
     )
 
 
-def _parser(request_type: type[Message]) -> Callable[[bytes], Message | None]:
-    def parse(data: bytes) -> Message | None:
+def _parser(request_type: type[Message]) -> Callable[[bytes], Message | InputError]:
+    def parse(data: bytes) -> Message | InputError:
         # gRPC answers an exception here with INTERNAL, but the fault is the caller's.
         try:
             return request_type.FromString(data)
         except DecodeError:
-            return None
+            return malformed(data, request_type.DESCRIPTOR)
 
     return parse
 
 
-def _checked(request: Any, request_type: type[Message]) -> Any:
-    if request is None:
-        raise InputError(
-            f"the request is not a {request_type.DESCRIPTOR.full_name} message, or a text "
-            "field of it is not UTF-8; build it from recommender.proto"
-        )
+def _checked(request: Any) -> Any:
+    if isinstance(request, InputError):
+        raise request
     return request
 
 

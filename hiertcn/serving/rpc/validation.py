@@ -16,6 +16,9 @@ MAX_LISTED_ITEMS: Final = 10_000
 MAX_INTERACTIONS: Final = 10_000
 MAX_ID_BYTES: Final = 512
 MAX_FUTURE_US: Final = 86_400_000_000
+MIN_TIME_US: Final = 100_000_000_000_000
+"""In March 1973. Until the year 5138, seconds and milliseconds since 1970 are smaller numbers."""
+
 MAX_FILTERS: Final = 16
 MAX_FILTER_VALUES: Final = 1000
 
@@ -112,13 +115,18 @@ def checked_time_us(timestamp_us: int, field: str, now_us: int) -> int:
     """The time, or now for 0.
 
     Raises:
-        InputError: it is negative or more than a day in the future.
+        InputError: it is negative, in another unit, or more than a day in the future.
     """
     if timestamp_us == 0:
         return now_us
     if timestamp_us < 0:
         raise InputError(
             f"{field} is {timestamp_us}; expected microseconds since 1970-01-01 UTC, or 0 for now"
+        )
+    if timestamp_us < MIN_TIME_US:
+        raise InputError(
+            f"{field} is {timestamp_us}, before March 1973 and so rather seconds or milliseconds; "
+            f"expected microseconds since 1970-01-01 UTC (now is {now_us})"
         )
     if timestamp_us > now_us + MAX_FUTURE_US:
         raise InputError(

@@ -19,6 +19,7 @@ from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.options import SidecarOptions
 from hiertcn.serving.rpc.handlers import around
 from hiertcn.serving.rpc.status import status_of
+from hiertcn.serving.rpc.unknown_methods import UnknownMethod
 from hiertcn.serving.security.rate_limit import Caller, RateLimiter
 from hiertcn.serving.security.shared_rate_limit import SharedRateLimiter
 from hiertcn.serving.security.tls import ServerTls
@@ -129,7 +130,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """The method's handler, or one that refuses."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN):
+        if handler is None or isinstance(handler, UnknownMethod) or method.startswith(_OPEN):
             return handler
         try:
             caller = self._access.identify(

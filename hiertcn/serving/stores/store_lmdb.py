@@ -10,9 +10,8 @@ once. The position up to which the log is applied is committed in the same trans
 records, so replay neither skips nor repeats an entry.
 
 One process writes; others on the same machine may open the store ``read_only``, see every commit
-at once, and follow to the new file of a store that was emptied. LMDB reuses the pages of what was
-replaced but never gives them back, so a file of which more than three quarters are free is copied
-without them when the writer opens it.
+at once, and follow to the new file of a store that was emptied. A file that is mostly free is
+compacted when the writer opens it (``lmdb_file.py``).
 
 Measured while planning with 2 KB records: 140,000 reads/s and 17,000 unsynced writes/s on one
 thread. Every record of 2 to 4 KB occupies one 4 KB page.
@@ -30,7 +29,7 @@ from typing import Any, Final, NoReturn
 import lmdb
 
 from hiertcn.errors import InputError, ServingError
-from hiertcn.files import read_json, whole_directory, write_json
+from hiertcn.files import read_json, write_json
 from hiertcn.serving.log.event_log import BEGINNING, Position
 from hiertcn.serving.log.folder_lock import locked
 from hiertcn.serving.records.record import (
@@ -41,6 +40,14 @@ from hiertcn.serving.records.record import (
     has_revision,
 )
 from hiertcn.serving.stores.crash_note import take_note
+from hiertcn.serving.stores.lmdb_file import (
+    DAMAGE,
+    compact_if_mostly_free,
+    file_number,
+    live_bytes,
+    opened,
+    opened_and_tried,
+)
 from hiertcn.serving.stores.store import Change, StoreBehindError
 
 _log = logging.getLogger(__name__)
@@ -49,16 +56,6 @@ _POSITION_KEY: Final = b"applied-log-position"
 _POSITION: Final = struct.Struct("<qq")
 _FIRST_MAP_BYTES: Final = 1 << 30
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_DATA: Final = "data.mdb"
-_DAMAGE: Final = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.PanicError,
-    lmdb.VersionMismatchError,
-)
-_COMPACT_BYTES: Final = 64 << 20
-_COMPACT_SHARE: Final = 0.25
 
 
 class LmdbStore:
@@ -106,8 +103,6 @@ class LmdbStore:
             self._write_marker(clean=False)
         try:
             self._environment: Any = self._open() if read_only else self._opened_whole()
-            if not read_only:
-                self._compact_if_mostly_free()
         except lmdb.Error as error:
             self._unlock()
             if read_only:
@@ -186,8 +181,7 @@ class LmdbStore:
     def live_bytes(self) -> int:
         """Bytes of the file that hold something."""
         with self._resizing:
-            pages = self._environment.stat()
-        return int(pages["psize"] * _live_pages(pages))
+            return live_bytes(self._environment)
 
     def __len__(self) -> int:
         with self._resizing:
@@ -223,7 +217,7 @@ class LmdbStore:
                 return refused
             except lmdb.MapFullError:
                 self._grow()
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 self._note_torn(error)
                 self._begin_anew()
             except lmdb.Error as error:
@@ -247,17 +241,8 @@ class LmdbStore:
         self._unlock()
 
     def _open(self) -> Any:
-        environment = lmdb.open(
-            str(self._records),
-            map_size=self._map_bytes,
-            readonly=self._read_only,
-            create=not self._read_only,
-            sync=False,
-            metasync=False,
-            max_dbs=0,
-            max_readers=512,
-        )
-        self._inode = (self._records / _DATA).stat().st_ino
+        environment = opened(self._records, self._map_bytes, read_only=self._read_only)
+        self._inode = file_number(self._records)
         return environment
 
     def _begin_anew(self) -> NoReturn:
@@ -287,7 +272,7 @@ class LmdbStore:
         if not self._read_only:
             return False
         try:
-            if (self._records / _DATA).stat().st_ino == self._inode:
+            if file_number(self._records) == self._inode:
                 return False
             with self._resizing:
                 self._environment.close()
@@ -301,31 +286,18 @@ class LmdbStore:
 
     def _opened_whole(self) -> Any:
         try:
-            return self._open_and_try()
-        except _DAMAGE as error:
+            environment = opened_and_tried(self._records, self._map_bytes, _POSITION_KEY)
+        except DAMAGE as error:
             self._empty(f"it is damaged: {error}")
             self.was_emptied = True
-            return self._open_and_try()
-
-    def _open_and_try(self) -> Any:
-        environment = self._open()
+            environment = opened_and_tried(self._records, self._map_bytes, _POSITION_KEY)
         try:
-            size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            if (self._records / _DATA).stat().st_size < size:
-                # Touching a mapped page behind the file's end kills; an empty one is an error.
-                os.truncate(self._records / _DATA, size)
-            transaction = environment.begin(write=True)
-            try:
-                # Reads the list of free pages, as every write will.
-                transaction.put(_POSITION_KEY, transaction.get(_POSITION_KEY, b""))
-            except lmdb.MapFullError:
-                pass
-            finally:
-                transaction.abort()
-        except BaseException:
-            environment.close()
-            raise
-        return environment
+            if not compact_if_mostly_free(environment, self._records):
+                return environment
+        except DAMAGE as error:
+            self._note_torn(error)
+            return environment
+        return self._open()
 
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         while True:
@@ -335,22 +307,6 @@ class LmdbStore:
             except lmdb.MapResizedError:
                 # The writing process has grown the file; 0 takes its size.
                 self._environment.set_mapsize(0)
-
-    def _compact_if_mostly_free(self) -> None:
-        pages = self._environment.stat()
-        live = _live_pages(pages)
-        in_file = self._environment.info()["last_pgno"] + 1
-        if in_file * pages["psize"] < _COMPACT_BYTES or live > in_file * _COMPACT_SHARE:
-            return
-        try:
-            with whole_directory(self._records) as aside:
-                self._environment.copy(str(aside), compact=True)
-                self._environment.close()
-        except _DAMAGE as error:
-            self._note_torn(error)
-            return
-        self._environment = self._open()
-        _log.info("compacted %s from %d to %d pages", self._directory, in_file, live)
 
     def _unlock(self) -> None:
         if self._lock_descriptor is not None:
@@ -374,7 +330,7 @@ class LmdbStore:
         """Have the next write empty the store; a process that only reads waits for that."""
         _log.error("%s cannot be read: %s", self._directory, error)
         # Others, such as too many readers, say nothing of the pages.
-        if isinstance(error, _DAMAGE):
+        if isinstance(error, DAMAGE):
             self._torn = True
             self._distrust()
 
@@ -394,15 +350,21 @@ class LmdbStore:
         crash = take_note(self._directory)
         if not self._records.exists() or not self._marker.exists():
             return False
-        if crash:
-            self._empty(f"the process that wrote it crashed:\n{crash}")
-            return True
-        marker = read_json(self._marker)
-        same_boot = marker["boot_id"] == _boot_id()
-        if not marker["damaged"] and (marker["clean"] or same_boot):
-            return False
-        self._empty("it may be torn by a crash" if not marker["damaged"] else "it is damaged")
-        return True
+        doubt = f"the process that wrote it crashed:\n{crash}" if crash else self._doubt()
+        if doubt:
+            self._empty(doubt)
+        return bool(doubt)
+
+    def _doubt(self) -> str:
+        """Why the store may not hold what was committed; "" if it does."""
+        try:
+            marker = read_json(self._marker)
+            if marker["damaged"]:
+                return "it is damaged"
+            is_whole = marker["clean"] or marker["boot_id"] == _boot_id()
+        except (InputError, KeyError, TypeError) as error:
+            return f"{self._marker} is not what this version writes ({error})"
+        return "" if is_whole else "it may be torn by a crash"
 
     def _empty(self, reason: str) -> None:
         _log.warning("rebuilding %s from the event log, because %s", self._records, reason)
@@ -410,10 +372,6 @@ class LmdbStore:
 
     def _write_marker(self, *, clean: bool) -> None:
         write_json(self._marker, {"boot_id": _boot_id(), "clean": clean, "damaged": self._damaged})
-
-
-def _live_pages(pages: dict[str, int]) -> int:
-    return sum(pages[kind] for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
 
 
 def _boot_id() -> str:

@@ -1,6 +1,7 @@
 """Opens the store of user records that the options name."""
 
-from hiertcn.serving.log.event_log import EventLog, log_identity
+from hiertcn.serving.log.event_log import EventLog
+from hiertcn.serving.log.segments import log_identity
 from hiertcn.serving.options import STORE_FOLDER, SidecarOptions
 from hiertcn.serving.stores.store import RecordStore
 from hiertcn.serving.stores.store_lmdb import LmdbStore

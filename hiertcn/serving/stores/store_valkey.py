@@ -13,20 +13,17 @@ expected one has lost its newest writes (a failover to a replica that lagged, a 
 persistence): :class:`~.store.StoreBehindError` then has the log applied again from
 there. Positions of buckets that nobody wrote to follow every ten seconds and at every rotation.
 
-Reads and writes are pipelined. A lost connection is tried again a few times with growing pauses,
-then it is a ServingError, and the next call begins anew; of several hosts that are no cluster, the
-one that says it is the primary is used. The server's own persistence, ``maxmemory`` and
-eviction policy apply; records of idle users expire by themselves.
+Reads and writes are pipelined over a connection that comes back (``valkey_connection.py``). The
+server's own persistence, ``maxmemory`` and eviction policy apply; records of idle users expire by
+themselves.
 """
 
 import hashlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any, Final
 
-from hiertcn.errors import InputError, ServingError
 from hiertcn.serving.log.event_log import BEGINNING, Position
 from hiertcn.serving.records.record import (
     DAMAGED,
@@ -39,14 +36,12 @@ from hiertcn.serving.records.record import (
 )
 from hiertcn.serving.stores.store import Change, StoreBehindError
 from hiertcn.serving.stores.store_url import StoreUrl
+from hiertcn.serving.stores.valkey_connection import ValkeyConnection, piped
 
 _log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 _BUCKETS: Final = 256
 _READ_KEYS: Final = 512
-_RETRIES: Final = 3
 _FOLLOW_S: Final = 10.0
 _POSITION_TTL_S: Final = 90 * 86_400
 _SCRIPT: Final = f"""
@@ -99,31 +94,22 @@ class ValkeyStore:
         state_dtype: str = "float32",
         user_ttl_s: float = 0.0,
     ) -> None:
-        try:
-            import valkey
-        except ImportError:
-            raise InputError(
-                "--store valkey://… needs the Valkey client; install hiertcn[valkey]"
-            ) from None
-        self._valkey: Any = valkey
         self._url = StoreUrl.parse(url)
+        self._connection = ValkeyConnection(self._url)
         self._writer = writer.encode()
         self._state_dtype = state_dtype
         self._ttl_s = b"%d" % (max(1, int(user_ttl_s)) if user_ttl_s else 0)
-        self._connecting = threading.Lock()
-        self._client: Any = None
-        self._is_cluster = False
         self._applied: list[Position] = [BEGINNING] * _BUCKETS
         # With what is found where their revision should be, by which the server knows them.
         self._damaged: dict[bytes, bytes] = {}
-        self._followed_at = time.monotonic()
-        self._call(lambda client: client.ping())
+        self._followed_at = 0.0
+        self._connection.call(lambda client: client.ping())
 
     @property
     def applied(self) -> Position:
         """The log position up to which every bucket has this log's entries."""
         keys = [self._position_key(bucket) for bucket in range(_BUCKETS)]
-        found = self._call(lambda client: self._fetched(client, keys))
+        found = self._connection.call(lambda client: self._fetched(client, keys))
         self._applied = [_position(stored) for stored in found]
         return min(self._applied)
 
@@ -144,7 +130,7 @@ class ValkeyStore:
     def get_many(self, keys: Sequence[bytes]) -> list[UserRecord | None]:
         """The users' records ``[n]``, in as few round trips as there are 512 keys."""
         names = [self._record_key(key) for key in keys]
-        found = self._call(lambda client: self._fetched(client, names))
+        found = self._connection.call(lambda client: self._fetched(client, names))
         return [self._decoded(key, stored) for key, stored in zip(keys, found, strict=True)]
 
     def damaged(self) -> Set[bytes]:
@@ -173,7 +159,7 @@ class ValkeyStore:
         ]
         if not calls:
             return set()
-        results = self._call(lambda client: self._run_script(client, calls))
+        results = self._connection.call(lambda client: self._run_script(client, calls))
         refused: set[bytes] = set()
         is_behind = False
         for (bucket, keys), result in zip(by_bucket.items(), results, strict=True):
@@ -195,7 +181,7 @@ class ValkeyStore:
         match = self._prefix(b"*") + b"u:*"
 
         def scanned(client: Any) -> tuple[int, int, list[bytes]]:
-            if not self._is_cluster:
+            if not self._connection.is_cluster:
                 following, names = client.scan(cursor, match=match, count=count)
                 return (0, following, names) if following else (1, 0, names)
             nodes = sorted(client.get_primaries(), key=lambda node: str(node.name))
@@ -206,9 +192,9 @@ class ValkeyStore:
             more = (bucket, following) if following else (bucket + 1, 0)
             return (*more, names) if more[0] < len(nodes) else (-1, 0, names)
 
-        node, following, names = self._call(scanned)
+        node, following, names = self._connection.call(scanned)
         keys = [bytes(name[-16:]) for name in names]
-        is_end = node == -1 or (not self._is_cluster and node == 1)
+        is_end = node == -1 or (not self._connection.is_cluster and node == 1)
         return keys, b"" if is_end else b"%d:%d" % (node, following)
 
     @property
@@ -224,10 +210,7 @@ class ValkeyStore:
 
     def close(self) -> None:
         """Close the connections."""
-        with self._connecting:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        self._connection.close()
 
     def execute(self, *command: Any) -> Any:
         """Run one command that has a single key, for what is shared beside the records.
@@ -235,7 +218,7 @@ class ValkeyStore:
         Raises:
             ServingError: the server cannot be reached.
         """
-        return self._call(lambda client: client.execute_command(*command))
+        return self._connection.call(lambda client: client.execute_command(*command))
 
     def key(self, name: str) -> bytes:
         """The key of something shared beside the records."""
@@ -249,7 +232,9 @@ class ValkeyStore:
             yield from keys
 
     def _has_to_follow(self) -> bool:
-        return time.monotonic() - self._followed_at > _FOLLOW_S
+        # Whoever was away may have forgotten, so the next write looks at every bucket.
+        is_new = self._connection.connected_at > self._followed_at
+        return is_new or time.monotonic() - self._followed_at > _FOLLOW_S
 
     def _prefix(self, bucket: bytes) -> bytes:
         return b"%s:{%s}:" % (self._url.prefix.encode(), bucket)
@@ -297,15 +282,15 @@ class ValkeyStore:
         return [len(names), *names, *positions, *values]
 
     def _run_script(self, client: Any, calls: list[list[Any]]) -> list[Any]:
-        results = self._piped(client, [("EVALSHA", _SCRIPT_SHA1, *call) for call in calls])
+        results = piped(client, [("EVALSHA", _SCRIPT_SHA1, *call) for call in calls])
         missing = [
             place
             for place, result in enumerate(results)
-            if isinstance(result, self._valkey.exceptions.NoScriptError)
+            if isinstance(result, self._connection.errors.NoScriptError)
         ]
         if missing:
             # Nothing of these was done: the server has not seen the script since it started.
-            again = self._piped(client, [("EVAL", _SCRIPT, *calls[place]) for place in missing])
+            again = piped(client, [("EVAL", _SCRIPT, *calls[place]) for place in missing])
             for place, result in zip(missing, again, strict=True):
                 results[place] = result
         for result in results:
@@ -313,20 +298,12 @@ class ValkeyStore:
                 raise result
         return results
 
-    @staticmethod
-    def _piped(client: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        with client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            results: list[Any] = pipe.execute(raise_on_error=False)
-        return results
-
     def _fetched(self, client: Any, names: Sequence[bytes]) -> list[bytes | None]:
         found: list[bytes | None] = []
         for first in range(0, len(names), _READ_KEYS):
             part = names[first : first + _READ_KEYS]
-            if self._is_cluster:
-                results = self._piped(client, [("GET", name) for name in part])
+            if self._connection.is_cluster:
+                results = piped(client, [("GET", name) for name in part])
                 for result in results:
                     if isinstance(result, Exception):
                         raise result
@@ -334,92 +311,6 @@ class ValkeyStore:
             else:
                 found += client.mget(part)
         return found
-
-    def _call(self, run: Callable[[Any], Result]) -> Result:
-        errors = self._valkey.exceptions
-        for attempt in range(_RETRIES + 1):
-            client = None
-            try:
-                client = self._connected()
-                return run(client)
-            except (errors.AuthenticationError, errors.NoPermissionError) as error:
-                raise InputError(
-                    f"{self._url.place} refuses the login ({error}); check user and password"
-                ) from None
-            except (
-                errors.ConnectionError,
-                errors.TimeoutError,
-                errors.ReadOnlyError,
-                errors.ClusterDownError,
-                errors.ValkeyClusterException,
-                OSError,
-            ) as error:
-                self._forget(client)
-                reason = error
-            except errors.ValkeyError as error:
-                raise ServingError(
-                    f"the record store {self._url.place} refuses a command ({error})"
-                ) from error
-            if attempt < _RETRIES:
-                time.sleep(0.01 * 4**attempt)
-        raise ServingError(
-            f"the record store {self._url.place} cannot be reached ({reason}); check that it runs"
-        ) from reason
-
-    def _forget(self, client: Any) -> None:
-        # Not closed: other threads may be waiting on its connections, and find out themselves.
-        with self._connecting:
-            if self._client is client:
-                self._client = None
-
-    def _connected(self) -> Any:
-        with self._connecting:
-            if self._client is None:
-                self._client = self._connect()
-                # Whoever was away may have forgotten, so the next write looks at every bucket.
-                self._followed_at = -_FOLLOW_S
-            return self._client
-
-    def _connect(self) -> Any:
-        url, errors = self._url, self._valkey.exceptions
-        settings: dict[str, Any] = {
-            "username": url.user,
-            "password": url.secret(),
-            "socket_timeout": url.timeout_s,
-            "socket_connect_timeout": url.timeout_s,
-        }
-        if url.tls:
-            settings |= {
-                "ssl": True,
-                "ssl_ca_certs": str(url.ca) if url.ca else None,
-                "ssl_certfile": str(url.cert) if url.cert else None,
-                "ssl_keyfile": str(url.key) if url.key else None,
-            }
-        problem: Exception = errors.ConnectionError("none of the hosts is a primary")
-        for host, port in url.hosts:
-            client = self._valkey.Valkey(host=host, port=port, db=url.database, **settings)
-            try:
-                self._is_cluster = bool(client.info("cluster").get("cluster_enabled"))
-                if self._is_cluster:
-                    client.close()
-                    return self._connect_cluster(settings)
-                if client.execute_command("ROLE")[0] == b"master":
-                    return client
-            except (errors.ConnectionError, errors.TimeoutError) as error:
-                if isinstance(error, errors.AuthenticationError):
-                    raise
-                problem = error
-            client.close()
-        raise problem
-
-    def _connect_cluster(self, settings: dict[str, Any]) -> Any:
-        from valkey.cluster import ClusterNode, ValkeyCluster
-
-        if self._url.database:
-            raise InputError(f"{self._url.place} is a cluster, which has no database but 0")
-        return ValkeyCluster(
-            startup_nodes=[ClusterNode(host, port) for host, port in self._url.hosts], **settings
-        )
 
 
 def _text(position: Position) -> bytes:
