@@ -35,7 +35,7 @@ def build_item_graph(
         graph_neighbors: strongest connections kept of each item.
         graph_engine: duckdb or spark; the edges are the same.
         spark_master: master URL or Spark Connect URL; empty runs Spark inside this step.
-        graph_memory: what DuckDB or a Spark inside this step may hold in memory, such as 4GB.
+        graph_memory: what events and pairs or a Spark inside this step may hold, such as 4GB.
         snapshot: the ingested log.
         item_index: id <-> row.
         sessions: the session store, for where the test sessions start.

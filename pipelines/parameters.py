@@ -213,8 +213,8 @@ PARAMETERS: Final = (
         default="4GB",
         group=_GRAPH,
         unit="size",
-        help="Memory of DuckDB, or of Spark inside the step, while edges are counted; the rest "
-        "spills to disk.",
+        help="Memory for events and pairs, or of Spark inside the step, while edges are counted; "
+        "the rest spills to disk.",
     ),
     Parameter(
         name="edge_store",

@@ -1,11 +1,9 @@
 """Some days of the log as numbers on disk, read, fingerprinted and numbered in one pass.
 
-DuckDB needs numbers to sort and join by, and finding them in SQL (distinct ids, a digest of each,
-two joins on texts) cost as much as the pairs themselves. Here an id is hashed once for everything.
+Pairs are found and counted by number (``coded_pairs``). An id is hashed once for everything.
 """
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hiertcn.graph.log_fingerprints import (
-    DayFingerprint,
-    HashedEvents,
-    RunningFingerprint,
-    hashed_events,
-)
+from hiertcn.graph.log_fingerprints import RunningFingerprint, hashed_events
 from hiertcn.items.hashing import compiled, string_buffers
 
 USER: Final = "user"
@@ -93,15 +86,18 @@ class CodedLog:
         self._folder = folder
         self._lock = threading.Lock()
 
-    def add_day(
-        self, files: Sequence[Path], tail_s: float, since_us: int | None = None
-    ) -> DayFingerprint:
-        """Read a day's files; return the fingerprint of the events, from ``since_us`` on if given.
+    def add(
+        self,
+        file: Path,
+        row_group: int,
+        fingerprint: RunningFingerprint | None = None,
+        since_us: int | None = None,
+    ) -> None:
+        """Read a row group of a day's file, from ``since_us`` on, and count it into a fingerprint.
 
         Raises:
-            InputError: a file cannot be read, lacks a column, or a column has another type.
+            InputError: the file cannot be read, lacks a column, or a column has another type.
         """
-        fingerprint = RunningFingerprint(tail_s)
         with self._lock:
             path = self._folder / f"coded-{len(self.files)}.parquet"
             self.files.append(path)
@@ -111,18 +107,13 @@ class CodedLog:
             "write_statistics": False,
         }
         with pq.ParquetWriter(path, _SCHEMA, **plain) as out:
-            for file in files:
-                for events in hashed_events(file, since_us):
-                    fingerprint.add(events)
-                    out.write_batch(self._coded(events))
-        return fingerprint.value()
-
-    def _coded(self, events: HashedEvents) -> pa.RecordBatch:
-        with self._lock:
-            numbers = self.items.number(events.items, events.item_hashes)
-        return pa.record_batch(
-            [events.user_hashes.view(np.int64), numbers, events.at_us], schema=_SCHEMA
-        )
+            for events in hashed_events(file, [row_group], since_us):
+                with self._lock:
+                    numbers = self.items.number(events.items, events.item_hashes)
+                    if fingerprint:
+                        fingerprint.add(events)
+                columns = [events.user_hashes.view(np.int64), numbers, events.at_us]
+                out.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
 
 @compiled

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -87,8 +88,10 @@ class EdgeLog:
         self.partitions = partitions
         self.options = options
         self._rules = (_VERSION, options.window_s, options.max_followers)
+        with ThreadPoolExecutor(options.thread_count) as pool:
+            digests = list(pool.map(lambda day: [sha256(file) for file in day], files.values()))
         self._read = {
-            date: _digest(self._rules, [sha256(file) for file in files[date]]) for date in files
+            date: _digest(self._rules, digest) for date, digest in zip(files, digests, strict=True)
         }
         self._stored = {date: DayLog.of_partition(partitions[date]) for date in files}
         self.fingerprints = {

@@ -2,8 +2,9 @@
 
 Two items are co-interacted when one user touches both within ``window_s`` seconds and the later
 event is among the ``max_followers`` next ones after the earlier (HierTCN, section 3.6.1: "an edge
-is built if two items are interacted by the same user within a short period of time"). The query is
-in ``pairs``; it runs on DuckDB or Spark (``engine``), with the same partitions.
+is built if two items are interacted by the same user within a short period of time"). Pairs are
+counted in this process (``coded_pairs``) or by a query on Spark (``pairs``); the partitions are the
+same.
 
 A pair belongs to the UTC day of its later event. A day therefore depends on its own events and on
 the last ``window_s`` seconds before it, so a new day never changes an old partition, and the
@@ -21,26 +22,28 @@ import contextlib
 import datetime
 import itertools
 import logging
-import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
 from hiertcn.files import full_disk_as_input_error, whole_file
 from hiertcn.graph.coded_log import CodedLog
+from hiertcn.graph.coded_pairs import CodedPairs
 from hiertcn.graph.edge_log import EdgeLog, previous
-from hiertcn.graph.engine import GraphEngine, connect
-from hiertcn.graph.log_fingerprints import row_count
+from hiertcn.graph.engine import spill_folder
+from hiertcn.graph.log_fingerprints import RunningFingerprint, row_count, row_groups
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
 from hiertcn.graph.pairs import (
@@ -50,15 +53,18 @@ from hiertcn.graph.pairs import (
     TARGET,
     US_PER_DAY,
     co_interactions,
-    coded_events,
     plain_events,
 )
+from hiertcn.graph.spark import SparkEngine, connect_spark
 
 _FILE: Final = "edges.parquet"
 _BATCH_ROWS: Final = 1 << 20
 _EPOCH: Final = datetime.date(1970, 1, 1)
 _ID: Final = pa.dictionary(pa.int32(), pa.string())
 _SCHEMA: Final = pa.schema({SOURCE: _ID, TARGET: _ID, COUNT: pa.int64()})
+
+_DayRows = Iterator[tuple[str, pa.RecordBatch]]
+_Pairing = Callable[[list[str], EdgeLog], contextlib.AbstractContextManager[_DayRows]]
 
 _log = logging.getLogger(__name__)
 
@@ -104,14 +110,14 @@ def build_edges(
     fingerprint covers window and cap, so changing them rebuilds.
 
     Raises:
-        InputError: no events there, a file that cannot be read, a missing column, the engine is
-            not installed, or its memory or disk is exhausted.
+        InputError: no events there, a file that cannot be read, a missing column, a full disk, or
+            Spark is not installed or failed.
     """
     files = event_files(events)
     dates = sorted(files)
-    with connect(options, store) as engine:
+    with _pairing(options, store) as paired:
         paths = {date: partition_path(store, date) for date in dates}
-        log = EdgeLog(files, paths, options, codes=engine.reads_codes)
+        log = EdgeLog(files, paths, options, codes=options.engine != "spark")
         stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
         # One chunk is written while the next is read and paired.
@@ -119,11 +125,11 @@ def build_edges(
             written: Future[None] | None = None
             for run in _chunks(stale, dates, files, options.chunk_events):
                 with contextlib.ExitStack() as until_written:
-                    rows, ids = until_written.enter_context(_paired(engine, run, log))
+                    rows = until_written.enter_context(paired(run, log))
                     if written:
                         written.result()
                     kept = until_written.pop_all()
-                    written = writer.submit(_write_days, rows, ids, run, log, kept, progress)
+                    written = writer.submit(_write_days, rows, run, log, kept, progress)
             if written:
                 written.result()
     removed = _remove_vanished(store, dates)
@@ -195,100 +201,139 @@ def _chunks(
 
 
 @contextlib.contextmanager
-def _paired(
-    engine: GraphEngine, run: list[str], log: EdgeLog
-) -> Iterator[tuple[OrderedRows, pa.Array | None]]:
-    """Yield the pairs of neighboring days, and the items' ids if items are numbers."""
-    first_day = (datetime.date.fromisoformat(run[0]) - _EPOCH).days
-    since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
-    before = log.files.get(previous(run[0]), [])
-    with contextlib.ExitStack() as until_read, contextlib.ExitStack() as until_paired:
-        ids = None
-        if engine.reads_codes:
-            folder = tempfile.TemporaryDirectory(prefix="coded-", dir=engine.spill)
-            coded = _coded(run, before, since_us, log, Path(until_paired.enter_context(folder)))
-            event, ids = coded_events(engine, coded, since_us)
+def _pairing(options: GraphOptions, store: Path) -> Iterator[_Pairing]:
+    """Yield what counts the pairs of neighboring days; a context within which they can be read."""
+    with contextlib.ExitStack() as stack:
+        spill = stack.enter_context(spill_folder(store.parent))
+        if options.engine == "spark":
+            yield partial(_paired_by_spark, stack.enter_context(connect_spark(options, spill)))
         else:
-            read = [*before, *(file for date in run for file in log.files[date])]
-            event = plain_events(engine.read_events(read), since_us)
-        pairs = co_interactions(event, log.options)
-        wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
-        rows = until_read.enter_context(engine.ordered(wanted))
-        until_paired.close()
-        yield rows, ids
+            # Half for pairing one chunk, half for counting the one before meanwhile.
+            yield partial(_paired_here, spill, options.memory_bytes // 2)
+
+
+@contextlib.contextmanager
+def _paired_by_spark(engine: SparkEngine, run: list[str], log: EdgeLog) -> Iterator[_DayRows]:
+    before, first_day, since_us = _before(run, log)
+    read = [*before, *(file for date in run for file in log.files[date])]
+    pairs = co_interactions(plain_events(engine.read_events(read), since_us), log.options)
+    wanted = pairs.filter(pairs[DAY] >= first_day).order_by(DAY, SOURCE, TARGET)
+    with engine.ordered(wanted) as rows:
+        yield _by_day(rows)
+
+
+@contextlib.contextmanager
+def _paired_here(spill: Path, memory: int, run: list[str], log: EdgeLog) -> Iterator[_DayRows]:
+    before, first_day, since_us = _before(run, log)
+    with (
+        full_disk_as_input_error(spill),
+        tempfile.TemporaryDirectory(prefix="pairs-", dir=spill) as folder,
+    ):
+        with tempfile.TemporaryDirectory(prefix="coded-", dir=spill) as coded:
+            events = _coded(run, before, since_us, log, Path(coded))
+            pairs = CodedPairs(events, first_day, log.options, memory, Path(folder))
+        yield (
+            (date, _named(columns, pairs.ids))
+            for date in run
+            for columns in pairs.of_day(_day(date), memory)
+        )
+
+
+def _before(run: list[str], log: EdgeLog) -> tuple[list[Path], int, int]:
+    """Return the files of the day before the run, its first day, and since when events matter."""
+    first_day = _day(run[0])
+    since_us = first_day * US_PER_DAY - round(log.options.window_s * 1e6)
+    return log.files.get(previous(run[0]), []), first_day, since_us
 
 
 def _coded(
     run: list[str], before: list[Path], since_us: int, log: EdgeLog, folder: Path
 ) -> CodedLog:
     coded = CodedLog(folder)
-    tail_s = log.options.window_s
-    threads = log.options.threads or os.cpu_count()
-    with full_disk_as_input_error(folder), ThreadPoolExecutor(threads) as pool:
-        earlier = pool.submit(coded.add_day, before, tail_s, since_us)
-        read = {date: pool.submit(coded.add_day, log.files[date], tail_s) for date in run}
-        earlier.result()
-        for date, fingerprint in read.items():
-            log.fingerprints[date] = fingerprint.result()
+    running = {date: RunningFingerprint(log.options.window_s) for date in run}
+    with ThreadPoolExecutor(log.options.thread_count) as pool:
+        read = [
+            pool.submit(coded.add, file, group, None, since_us)
+            for file in before
+            for group in row_groups(file)
+        ]
+        read += [
+            pool.submit(coded.add, file, group, running[date])
+            for date in run
+            for file in log.files[date]
+            for group in row_groups(file)
+        ]
+        for piece in read:
+            piece.result()
+    log.fingerprints |= {date: fingerprint.value() for date, fingerprint in running.items()}
     return coded
 
 
 def _write_days(
-    rows: OrderedRows,
-    ids: pa.Array | None,
+    rows: _DayRows,
     run: list[str],
     log: EdgeLog,
     until_written: contextlib.ExitStack,
     progress: Any,
 ) -> None:
     with until_written:
-        pieces = _by_day(rows)
-        held = next(pieces, None)
+        held = next(rows, None)
         for date in run:
             with whole_file(log.partitions[date]) as aside, _writer(aside) as out:
                 out.add_key_value_metadata(log.of_day(date).metadata)
                 while held is not None and held[0] == date:
-                    out.write_batch(_named(held[1], ids))
-                    held = next(pieces, None)
+                    out.write_batch(held[1])
+                    held = next(rows, None)
             progress.update()
 
 
 def _writer(path: Path) -> pq.ParquetWriter:
     # Ids are written as dictionaries of any size: faster to write and to read, and as small. The
-    # file's schema does not say so, or readers that ask for text would get dictionaries.
+    # file's schema does not say so, or readers that ask for text would get dictionaries. Statistics
+    # would take as long as all else, and whoever reads a partition reads all of it.
     return pq.ParquetWriter(
-        path, _SCHEMA, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False
+        path,
+        _SCHEMA,
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 30,
+        write_statistics=False,
+        store_schema=False,
     )
 
 
-def _named(piece: pa.RecordBatch, ids: pa.Array | None) -> pa.RecordBatch:
-    ends = [piece.column(name) for name in (SOURCE, TARGET)]
-    ends = [end.dictionary_encode() if ids is None else _dictionary(end, ids) for end in ends]
-    columns = [*ends, piece.column(COUNT)]
-    return pa.record_batch(
-        [column.cast(type_) for column, type_ in zip(columns, _SCHEMA.types, strict=True)],
-        schema=_SCHEMA,
-    )
+def _named(columns: Sequence[NDArray[Any]], ids: pa.Array) -> pa.RecordBatch:
+    """Return a partition's rows from codes and counts."""
+    *codes, counts = columns
+    ends = [_dictionary(end, ids).cast(_ID) for end in codes]
+    return pa.record_batch([*ends, pa.array(counts)], schema=_SCHEMA)
 
 
-def _dictionary(codes: pa.Array, ids: pa.Array) -> pa.DictionaryArray:
+def _dictionary(codes: NDArray[Any], ids: pa.Array) -> pa.DictionaryArray:
     """Name the codes by a dictionary of those that occur."""
-    row = np.asarray(codes)
     place = np.zeros(len(ids), np.int32)
-    place[row] = 1
+    place[codes] = 1
     used = np.flatnonzero(place)
     place[used] = np.arange(len(used), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(place[row], ids.take(pa.array(used)))
+    return pa.DictionaryArray.from_arrays(place[codes], ids.take(pa.array(used)))
 
 
-def _by_day(rows: OrderedRows) -> Iterator[tuple[str, pa.RecordBatch]]:
+def _by_day(rows: OrderedRows) -> _DayRows:
+    """Cut an engine's rows into pieces of one day."""
     for batch in rows.batches(_BATCH_ROWS):
         days = np.asarray(batch.column(DAY))
         starts = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
         for start, stop in itertools.pairwise(starts):
             if stop > start:
                 day = _EPOCH + datetime.timedelta(days=int(days[start]))
-                yield day.isoformat(), batch.slice(start, stop - start)
+                piece = batch.slice(start, stop - start)
+                ends = [piece.column(name).dictionary_encode() for name in (SOURCE, TARGET)]
+                ends = [end.cast(_ID) for end in ends]
+                columns = [*ends, piece.column(COUNT)]
+                yield day.isoformat(), pa.record_batch(columns, schema=_SCHEMA)
+
+
+def _day(date: str) -> int:
+    return (datetime.date.fromisoformat(date) - _EPOCH).days
 
 
 def _remove_vanished(store: Path, dates: list[str]) -> int:

@@ -1,8 +1,7 @@
 """The engine that graph queries run on: DuckDB, out of core in this process, or Spark.
 
-Queries are Ibis expressions and know neither; both engines give the same rows. What differs is
-here: how parquet is read, and how an ordered result comes back without
-passing through memory as a whole.
+Queries are Ibis expressions and know neither; both engines give the same rows. How each reads
+parquet is here. Edges are counted by a query on Spark only (see ``edges``).
 """
 
 import contextlib
@@ -20,7 +19,6 @@ import ibis
 from hiertcn.errors import InputError
 from hiertcn.events.columns import DATE
 from hiertcn.graph.options import GraphOptions
-from hiertcn.graph.ordered_rows import OrderedRows
 
 _SPILL_PREFIX: Final = ".spill-"
 _LOCK_FILE: Final = "lock"
@@ -29,34 +27,8 @@ _LOCK_FILE: Final = "lock"
 class GraphEngine(Protocol):
     """What graph queries need of an engine."""
 
-    @property
-    def spill(self) -> Path:
-        """Folder for passing files, gone with the engine."""
-        ...
-
-    @property
-    def reads_codes(self) -> bool:
-        """Whether this process reads the log and hands on numbers, or the engine reads texts.
-
-        Numbers sort and join faster, but a cluster should not wait for one process to read.
-        """
-        ...
-
-    def read_events(self, files: Sequence[Path]) -> ibis.Table:
-        """Return a log's rows.
-
-        If it reads codes, the files are those of a ``CodedLog`` and the columns user, number and
-        at; else they are the log's own, and the columns user_id, item_id and at. ``at`` is int64
-        microseconds since 1970-01-01 UTC.
-        """
-        ...
-
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """Return the rows of ``folder/date=YYYY-MM-DD/*``, with ``date`` as a text column."""
-        ...
-
-    def ordered(self, expression: ibis.Table) -> contextlib.AbstractContextManager[OrderedRows]:
-        """Compute an ordered expression; the rows lie on disk until the block ends."""
         ...
 
 
@@ -84,31 +56,13 @@ def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
 class DuckDBEngine:
     """DuckDB inside this process."""
 
-    reads_codes = True
-
-    def __init__(self, backend: Any, spill: Path) -> None:
+    def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self.spill = spill
-
-    def read_events(self, files: Sequence[Path]) -> ibis.Table:
-        """See :class:`GraphEngine`."""
-        return self._backend.read_parquet([str(file) for file in files], hive_partitioning=False)
 
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """See :class:`GraphEngine`."""
         table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=True)
         return table.mutate(**{DATE: table[DATE].cast("string")})
-
-    @contextlib.contextmanager
-    def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
-        """See :class:`GraphEngine`.
-
-        Through a file: Ibis 12 asks DuckDB 2 for a reader that it no longer has.
-        """
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=self.spill) as folder:
-            path = Path(folder) / "rows.parquet"
-            self._backend.to_parquet(expression, path)
-            yield OrderedRows([path])
 
 
 @contextlib.contextmanager
@@ -132,12 +86,12 @@ def _connect_duckdb(options: GraphOptions, spill: Path) -> Iterator[DuckDBEngine
         # Else a UTC day would begin at this machine's midnight.
         backend.raw_sql("SET TimeZone = 'UTC'")
         backend.raw_sql("SET enable_progress_bar = false")
-        yield DuckDBEngine(backend, spill)
+        yield DuckDBEngine(backend)
     except duckdb.OutOfMemoryException as error:
         raise InputError(
             f"the graph query ran out of its memory_limit of {options.memory_limit} or of disk "
-            f"under {spill.parent} ({_first_line(error)}); raise memory_limit, free "
-            "disk space, or lower chunk_events"
+            f"under {spill.parent} ({_first_line(error)}); raise memory_limit or "
+            "free disk space"
         ) from error
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise InputError(

@@ -102,8 +102,15 @@ def log_fingerprints(
         return dict(zip(files, pool.map(of_day, files), strict=True))
 
 
-def hashed_events(path: Path, since_us: int | None = None) -> Iterator[HashedEvents]:
-    """Yield the events of one file in pieces, those before ``since_us`` left out.
+def hashed_events(
+    path: Path, row_groups: Sequence[int] | None = None, since_us: int | None = None
+) -> Iterator[HashedEvents]:
+    """Yield the events of one file, or of some of its row groups, in pieces.
+
+    Args:
+        path: the file.
+        row_groups: those to read; None means all.
+        since_us: earlier events are left out; microseconds since 1970-01-01 UTC.
 
     Raises:
         InputError: the file cannot be read, lacks a column, a column has another type, or an event
@@ -112,7 +119,7 @@ def hashed_events(path: Path, since_us: int | None = None) -> Iterator[HashedEve
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups, list(_COLUMNS)):
                 _refuse_nulls(path, batch)
                 stamps = batch.column(TIMESTAMP).cast(pa.timestamp("us"), safe=False)
                 at_us = np.asarray(stamps.cast(pa.int64()))
@@ -133,8 +140,21 @@ def row_count(file: Path) -> int:
     Raises:
         InputError: it is not a whole parquet file.
     """
+    return int(_metadata(file).num_rows)
+
+
+def row_groups(file: Path) -> range:
+    """Return the places of a parquet file's row groups.
+
+    Raises:
+        InputError: it is not a whole parquet file.
+    """
+    return range(_metadata(file).num_row_groups)
+
+
+def _metadata(file: Path) -> pq.FileMetaData:
     try:
-        return int(pq.read_metadata(file).num_rows)
+        return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise _broken(file, error) from error
 

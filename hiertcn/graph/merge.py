@@ -13,7 +13,6 @@ co-interaction whose weight falls below 2^-24 (24 half-lives old) counts nothing
 
 import datetime
 import logging
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,9 +67,14 @@ def merge_edges(
     dates = _window(store, options)
     with spill_folder(output.parent) as spill, whole_directory(output) as aside:
         days, rows = _days_in_rows(store, dates, index, options, spill)
-        threads = options.threads or os.cpu_count() or 1
         found = strongest_neighbors(
-            days, len(index), rows, options.top_n, options.memory_bytes // 2, threads, spill
+            days,
+            len(index),
+            rows,
+            options.top_n,
+            options.memory_bytes // 2,
+            options.thread_count,
+            spill,
         )
         pieces = ((neighbors, weights * _UNIT) for neighbors, weights in found.pieces())
         write_csr(aside, found.degrees, pieces)
@@ -169,7 +173,7 @@ def _days_in_rows(
             ) from error
         return day
 
-    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(options.thread_count) as pool:
         days = list(pool.map(write, dates))
     return days, len(index) + len(unknown)
 

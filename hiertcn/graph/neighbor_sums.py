@@ -112,7 +112,7 @@ def strongest_neighbors(
             _count_ends(source, target, starts[1:])
     np.cumsum(starts, out=starts)
     degrees = np.zeros(rows, np.int64)
-    ranges = list(_ranges(starts, min(memory // _BYTES_AN_END, starts[-1]) // threads))
+    ranges = list(row_ranges(starts, min(memory // _BYTES_AN_END, starts[-1]) // threads))
     work = partial(_of_range, days, starts, items, top_n, degrees, folder)
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(work, ranges))
@@ -120,8 +120,13 @@ def strongest_neighbors(
     return Strongest(degrees[:items], PairCounts(*counts.tolist()), [files for _, files in found])
 
 
-def _ranges(starts: NDArray[np.int64], ends: int) -> Iterator[tuple[int, int]]:
-    """Cut the rows into ranges of about ``ends`` ends of pairs, or of one row with more."""
+def row_ranges(starts: NDArray[np.int64], ends: int) -> Iterator[tuple[int, int]]:
+    """Cut the rows into ranges of about ``ends`` ends of pairs, or of one row with more.
+
+    Args:
+        starts: int64 [rows + 1], ends of pairs before each row, ascending from 0.
+        ends: wanted in a range.
+    """
     first, rows = 0, len(starts) - 1
     while first < rows:
         stop = int(np.searchsorted(starts, starts[first] + max(ends, 1), "right")) - 1

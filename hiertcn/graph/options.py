@@ -1,6 +1,7 @@
 """What a graph build can be told: one options object for edges, merge and engine."""
 
 import datetime
+import os
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -24,10 +25,10 @@ class GraphOptions:
         half_life_days: days after which a co-interaction weighs half; 0 means no decay.
         top_n: neighbors kept per item, by weight.
         as_of: newest date merged, ``YYYY-MM-DD``; empty means the newest partition's date.
-        memory_limit: what DuckDB, a local Spark or the merge may hold in memory, such as ``4GB``;
-            the rest spills to disk. What Python holds beside it comes on top.
-        threads: of DuckDB or of a local Spark; 0 means one per core.
-        engine: ``duckdb`` or ``spark``, which runs the same queries and gives the same edges.
+        memory_limit: what events and pairs, DuckDB or a local Spark may hold in memory, such as
+            ``4GB``; the rest spills to disk. What Python holds beside it comes on top.
+        threads: of this process and of DuckDB or a local Spark; 0 means one per core.
+        engine: ``duckdb``, inside this process, or ``spark``; both give the same edges and counts.
         spark_master: where Spark runs: a master URL such as ``spark://host:7077`` or ``yarn``, or
             a Spark Connect URL ``sc://host:15002``; empty means inside this process. A Spark that
             runs elsewhere must see the log's and the store's folders under the same paths.
@@ -77,6 +78,11 @@ class GraphOptions:
                 raise InputError(
                     f"as_of is {self.as_of!r}; expected a date as YYYY-MM-DD or nothing"
                 ) from None
+
+    @property
+    def thread_count(self) -> int:
+        """``threads``, or the number of cores."""
+        return self.threads or os.cpu_count() or 1
 
     @property
     def memory_bytes(self) -> int:

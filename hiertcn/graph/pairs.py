@@ -1,4 +1,6 @@
-"""The co-interaction query: from events to item pairs per day, as one Ibis expression.
+"""The co-interaction query: from events to item pairs per day, as one Ibis expression, for Spark.
+
+``coded_pairs`` finds the same pairs in this process.
 
 Each user's events are numbered in order of time. A pair's two places are at most
 ``max_followers`` apart, so they lie in one block of that many places or in neighboring ones: the
@@ -14,12 +16,8 @@ cap samples a large basket fairly.
 from typing import Final
 
 import ibis
-import numpy as np
-import pyarrow as pa
 
 from hiertcn.events.columns import ITEM_ID, USER_ID
-from hiertcn.graph.coded_log import NUMBER, CodedLog
-from hiertcn.graph.engine import GraphEngine
 from hiertcn.graph.options import GraphOptions
 
 DAY: Final = "day"
@@ -28,15 +26,18 @@ TARGET: Final = "target"
 COUNT: Final = "count"
 US_PER_DAY: Final = 86_400_000_000
 
-_PRIME: Final = 2**31 - 1
-_HASH_BITS: Final = 2**20 - 1
+PRIME: Final = 2**31 - 1
+"""``p`` in the order within an instant."""
+
+HASH_BITS: Final = 2**20 - 1
+"""Of each hash 20 bits go into the order within an instant, so that the product fits."""
 
 
 def co_interactions(event: ibis.Table, options: GraphOptions) -> ibis.Table:
     """Return the pairs per day: day, source, target, count.
 
     Args:
-        event: as :func:`plain_events` or :func:`coded_events` return it.
+        event: as :func:`plain_events` returns it.
         options: ``window_s`` and ``max_followers``.
 
     ``day`` (int64, days since 1970-01-01 UTC) is that of the pair's later event, ``source <
@@ -83,10 +84,10 @@ def co_interactions(event: ibis.Table, options: GraphOptions) -> ibis.Table:
 
 
 def plain_events(events: ibis.Table, since_us: int) -> ibis.Table:
-    """Return what :func:`co_interactions` needs, with item ids as they are; for Spark.
+    """Return what :func:`co_interactions` needs.
 
     Args:
-        events: as :meth:`GraphEngine.read_events` returns them.
+        events: user_id, item_id and ``at``, int64 microseconds since 1970-01-01 UTC.
         since_us: earlier events are left out; microseconds since 1970-01-01 UTC.
     """
     event = events.filter(events.at >= since_us)
@@ -96,37 +97,10 @@ def plain_events(events: ibis.Table, since_us: int) -> ibis.Table:
         item=event[ITEM_ID],
         item_hash=_xxhash64(event[ITEM_ID]),
     )
-    return _with_tie(event)
-
-
-def coded_events(engine: GraphEngine, log: CodedLog, since_us: int) -> tuple[ibis.Table, pa.Array]:
-    """Like :func:`plain_events`, with a number for each item, and the ids by number.
-
-    Items are numbered in the order of their texts, so that pairs of numbers sort as their texts
-    do.
-    """
-    ids, numbers, hashes = log.items.in_text_order()
-    items = ibis.memtable(
-        pa.table(
-            {
-                NUMBER: numbers,
-                "item": np.arange(len(ids), dtype=np.int32),
-                "item_hash": hashes.view(np.int64),
-            }
-        )
-    )
-    event = engine.read_events(log.files)
-    event = event.filter(event.at >= since_us)
-    event = event.inner_join(items, NUMBER).select("user", "item", "at", "item_hash")
-    return _with_tie(event), ids
+    factor = ((event.user & HASH_BITS) + event.at // 1_000_000) % (PRIME - 1) + 1
+    return event.mutate(tie=(((event.item_hash & HASH_BITS) + 1) * factor) % PRIME)
 
 
 @ibis.udf.scalar.builtin(name="xxhash64")  # type: ignore[untyped-decorator]
 def _xxhash64(text: str) -> int:  # type: ignore[empty-body]
     """Spark's own function: XXH64 with seed 42."""
-
-
-def _with_tie(event: ibis.Table) -> ibis.Table:
-    # 20 bits of each hash, so that the product fits.
-    factor = ((event.user & _HASH_BITS) + event.at // 1_000_000) % (_PRIME - 1) + 1
-    return event.mutate(tie=(((event.item_hash & _HASH_BITS) + 1) * factor) % _PRIME)

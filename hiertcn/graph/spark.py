@@ -1,8 +1,9 @@
 """Spark as the engine of graph queries: in this process, at a master, or through Spark Connect.
 
-It runs the same Ibis expressions as DuckDB. Ordered results are written by Spark as sorted parts
-into the spill folder and read from there, so nothing passes through the driver as a whole; Spark
-on other machines must therefore see the log's and the store's folders under the same paths.
+Spark reads the log itself and takes ids as they are: a cluster should not wait for one process to
+number them. Ordered results are written by Spark as sorted parts into the spill folder and read
+from there, so nothing passes through the driver as a whole; Spark on other machines must therefore
+see the log's and the store's folders under the same paths.
 
 A Spark session that already runs in the process is used and left running, whatever
 ``spark_master`` says; one that is started here is stopped at the end.
@@ -28,16 +29,14 @@ _CONNECT: Final = "sc://"
 class SparkEngine:
     """See :class:`hiertcn.graph.engine.GraphEngine`."""
 
-    reads_codes = False
-
     def __init__(self, session: Any, spill: Path) -> None:
         self._session = session
         self._backend = ibis.pyspark.connect(session)
-        self.spill = spill
+        self._spill = spill
         self._names = itertools.count()
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
+        """Return a log's rows: user_id, item_id and ``at``, int64 microseconds since 1970 UTC."""
         frame = self._session.read.parquet(*map(str, files))
         at = f"unix_micros(cast({TIMESTAMP} as timestamp)) as at"
         return self._view(frame.selectExpr(USER_ID, ITEM_ID, at))
@@ -50,8 +49,8 @@ class SparkEngine:
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
-        """See :class:`hiertcn.graph.engine.GraphEngine`."""
-        with tempfile.TemporaryDirectory(prefix="rows-", dir=self.spill) as folder:
+        """Compute an ordered expression; the rows lie on disk until the block ends."""
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
             parts = Path(folder) / "parts"
             self._backend.to_parquet(expression, parts)
             # Sorting cuts the rows into ranges, and a part's number is its range's.

@@ -1,4 +1,5 @@
 import datetime
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -74,11 +75,18 @@ def reference(log, window_s, max_followers):
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(log=logs, data=st.data())
-def test_edges_equal_the_reference_whatever_the_rows_order_or_chunks(log, data, tmp_path_factory):
+def test_edges_equal_the_reference_whatever_the_rows_order_chunks_threads_or_memory(
+    log, data, tmp_path_factory
+):
     folder = tmp_path_factory.mktemp("log")
     shuffled = data.draw(st.permutations(log))
     options = GraphOptions(
-        window_s=600, max_followers=3, threads=1, chunk_events=data.draw(st.sampled_from([1, 99]))
+        window_s=600,
+        max_followers=3,
+        threads=data.draw(st.integers(1, 3)),
+        chunk_events=data.draw(st.sampled_from([1, 99])),
+        # So little that each item's pairs are counted by themselves, and then a day's at once.
+        memory_limit=data.draw(st.sampled_from(["40B", "4GB"])),
     )
     summary = build_edges(write_log(folder / "events", shuffled), folder / "store", options)
     expected = reference(log, 600, 3)
@@ -146,6 +154,22 @@ def test_lost_partitions_come_back_as_they_were_and_are_current(tmp_path):
         assert build_edges(events, store, OPTIONS).rebuilt == 0
 
 
+def test_a_long_history_out_of_order_and_baskets_at_one_instant_equal_the_reference(tmp_path):
+    draw = random.Random(0)
+    # More events than are sorted with one gap, a third of them in baskets, in any order.
+    log = {
+        (user, f"item {draw.randrange(50)}", MIDNIGHT_S + draw.choice((draw.randrange(9_000), 60)))
+        for user, events in (("often", 3_000), ("seldom", 3), ("once", 1))
+        for _ in range(events)
+    }
+    shuffled = draw.sample(sorted(log), len(log))
+    for threads in (1, 2):
+        options = GraphOptions(window_s=600, max_followers=20, threads=threads)
+        store = tmp_path / f"store-{threads}"
+        build_edges(write_log(tmp_path / "events", shuffled), store, options)
+        assert read_store(store) == reference(log, 600, 20)
+
+
 def test_one_event_makes_an_empty_partition(tmp_path):
     events = write_log(tmp_path / "events", [("u", "a", MIDNIGHT_S)])
     summary = build_edges(events, tmp_path / "store", OPTIONS)
@@ -169,7 +193,7 @@ def test_bad_input_is_named(tmp_path):
     pq.write_table(nobody, folder / "part-0.parquet")
     with pytest.raises(InputError, match=r"part-0\.parquet has an event without 'item_id'"):
         build_edges(tmp_path / "events", tmp_path / "store", OPTIONS)
-    with pytest.raises(InputError, match="memory_limit 'lots'"):
+    with pytest.raises(InputError, match="memory_limit is 'lots'"):
         build_edges(tmp_path / "events", tmp_path / "store", GraphOptions(memory_limit="lots"))
     with pytest.raises(InputError, match="window_s is 0"):
         GraphOptions(window_s=0)

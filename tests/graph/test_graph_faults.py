@@ -1,4 +1,5 @@
 import datetime
+import errno
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hiertcn.errors import InputError
+from hiertcn.graph import coded_pairs
 from hiertcn.graph.csr import CSR
 from hiertcn.graph.edges import build_edges, partition_path, stored_dates
 from hiertcn.graph.merge import merge_edges
@@ -85,11 +87,29 @@ def test_a_failed_merge_leaves_the_graph_in_use(tmp_path):
     assert not list(tmp_path.glob(".graph*"))
 
 
-def test_too_little_memory_is_said_with_what_to_do(tmp_path):
-    events = write_days(tmp_path / "events", 1, 60_000, users=20)
-    small = GraphOptions(memory_limit="2MB", threads=1)
-    with pytest.raises(InputError, match=r"memory_limit of 2MB or of disk .* raise memory_limit"):
-        build_edges(events, tmp_path / "store", small)
+def test_partitions_are_the_same_whatever_the_threads_and_the_memory(tmp_path):
+    events = write_days(tmp_path / "events", 2, 300_000, users=20_000)
+    built = []
+    # With 2 MB the users of the two days are worked on in three parts, and a day's pairs in many.
+    for threads, memory_limit in ((1, "4GB"), (2, "4GB"), (1, "2MB"), (3, "2MB")):
+        store = tmp_path / f"{threads}-{memory_limit}"
+        build_edges(events, store, GraphOptions(memory_limit=memory_limit, threads=threads))
+        built.append([pq.read_table(partition_path(store, date)) for date in stored_dates(store)])
+    assert len(built[0]) == 2
+    for found in built[1:]:
+        for one, other in zip(built[0], found, strict=True):
+            assert one.equals(other, check_metadata=True)
+
+
+def test_a_full_disk_is_said_and_leaves_no_partition(tmp_path, monkeypatch):
+    events = write_days(tmp_path / "events", 1, 100)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(coded_pairs, "_pair", full)
+    with pytest.raises(InputError, match=r"no space left on the disk"):
+        build_edges(events, tmp_path / "store", GraphOptions(threads=1))
     assert not stored_dates(tmp_path / "store")
 
 
