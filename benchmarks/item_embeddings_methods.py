@@ -1,7 +1,7 @@
 """The rows of the item-to-item benchmark: a name, its options, and how its vectors are made.
 
 Every method sees only the known days. One with several options is given each of them on the
-validation cut and keeps the one with the best MRR there; the test cut is asked once.
+validation cuts and keeps the one with the best mean MRR there; the test cut is asked once.
 
 A question is asked as often as it comes up, so how popular an answer is matters beside how well it
 goes with the query. Every method may therefore add two popularities' logarithms to its scores: of
