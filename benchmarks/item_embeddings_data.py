@@ -6,14 +6,15 @@ all items of the log. A question is one such meeting of one user and two items, 
 meetings, in one direction drawn too; so a pair that meets often is asked often. The graph's own
 expression finds the meetings (``hiertcn.graph.edges``), so "co-interacted" means one thing.
 
-For choosing options the same cut is made once more inside the known days (phase ``validation``).
-Everything is kept in a folder and made only once.
+For choosing options the same cut is made twice more inside the known days, each before the days
+that the one after it holds out: on one cut of a news log a single article may be a seventh of the
+answers. Everything is kept in a folder and made only once.
 """
 
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import duckdb
 import numpy as np
@@ -37,9 +38,11 @@ from hiertcn.sessions.cut import build_sessions
 from hiertcn.sessions.store import SessionStore
 
 LogName = Literal["online_retail", "globo_news", "simulator"]
-Phase = Literal["validation", "test"]
+Phase = Literal["test", "validation-1", "validation-2"]
 
 LOGS: Final[tuple[LogName, ...]] = ("online_retail", "globo_news", "simulator")
+VALIDATION: Final[tuple[Phase, ...]] = get_args(Phase)[1:]
+"""Newest first."""
 
 _HELD_OUT_SHARE: Final = 0.1
 _ALL_DAYS: Final = 36_600
@@ -124,9 +127,8 @@ def load_case(
     """
     log = _prepared(folder / name, data_root, name)
     dates = _dates(log / "snapshot" / "events")
-    first = _first_held_out(log, dates)
-    last = dates[-1]
-    if phase == "validation":
+    first, last = _first_held_out(log, dates), dates[-1]
+    for _ in VALIDATION[: get_args(Phase).index(phase)]:
         dates = [date for date in dates if date < first]
         first, last = _first_held_out(log, dates), dates[-1]
     case = log / phase

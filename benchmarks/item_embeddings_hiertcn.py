@@ -21,7 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.item_embeddings_data import RetrievalCase
-from benchmarks.item_embeddings_methods import encoder_vectors, feature_vectors, random_vectors
+from benchmarks.item_embeddings_methods import (
+    DIM,
+    encoder_vectors,
+    feature_vectors,
+    random_vectors,
+)
 from hiertcn.evaluation.bootstrap import paired_difference, resampled_means
 from hiertcn.evaluation.protocol import build_requests
 from hiertcn.evaluation.ranking import Ranking, RankingRules
@@ -67,7 +72,7 @@ def hiertcn_table(
     ranks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     for seed in arguments.seeds:
         for name in names:
-            identity = [name, case.name, case.first_date, arguments.steps, len(requests), seed]
+            identity = [name, DIM, case.name, case.first_date, arguments.steps, len(requests), seed]
             if name == OURS:
                 identity.append(asdict(ItemEncoderOptions()))
             key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]

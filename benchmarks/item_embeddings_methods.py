@@ -1,20 +1,22 @@
 """The rows of the item-to-item benchmark: a name, its options, and how its vectors are made.
 
 Every method sees only the known days. One with several options is given each of them on the
-validation cut and keeps the one with the best MRR there; the test cut is asked once.
+validation cuts and keeps the one with the best mean MRR there; the test cut is asked once.
 
 A question is asked as often as it comes up, so how popular an answer is matters beside how well it
-goes with the query. Every method may therefore add ``weight * log(popularity)`` to its scores, the
-popularity being decayed events, with weight and half-life chosen like the other options; for
-vectors this is one more coordinate, as in the item table (``hiertcn.items.prior``). The table also
-says what a method reaches without. To add a row, add a line to `ROWS`.
+goes with the query. Every method may therefore add two popularities' logarithms to its scores: of
+recent events, and of events halved as slowly as the graph's edges, which co-occurrence counts hold
+anyway and vectors trained with negatives drawn by popularity do not. Weights and half-life are
+chosen like the other options; for vectors this is one more coordinate, as in the item table
+(``hiertcn.items.prior``). The table also says what a method reaches without. To add a row, add a
+line to `ROWS`.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from hiertcn.training.item_encoder_options import ItemEncoderOptions
 from hiertcn.training.item_inference import embed_items
 from models.graphsage import GraphSAGE, GraphSAGEConfig
 
-DIM: Final = 64
+DIM: Final = 128
 
 Options = Mapping[str, Any]
 
@@ -37,10 +39,10 @@ _GRAPH_HALF_LIVES: Final[Mapping[LogName, float]] = {
     "globo_news": 1.0,
     "simulator": 30.0,
 }
-_POPULARITY_HALF_LIVES: Final[Mapping[LogName, Sequence[float]]] = {
-    "online_retail": (3.0, 7.0, 30.0),
-    "globo_news": (0.1, 0.25, 1.0),
-    "simulator": (3.0, 7.0, 30.0),
+_RECENT_HALF_LIVES: Final[Mapping[LogName, Sequence[float]]] = {
+    "online_retail": (1.5, 3.0, 7.0),
+    "globo_news": (0.05, 0.1, 0.25),
+    "simulator": (1.5, 3.0, 7.0),
 }
 """Days: news are read for hours, a wholesaler's season lasts weeks."""
 _SMALLEST_SHARE: Final = 0.01
@@ -66,42 +68,57 @@ class Method:
     Attributes:
         build: makes its scores.
         options: those to choose from, of each log.
-        prior_weights: of the popularity's logarithm; 0 leaves it out.
+        recent_weights: of the recent popularity's logarithm; 0 leaves it out.
+        steady_weights: of the other one's.
     """
 
     build: Build
     options: Callable[[LogName], Sequence[Options]] = lambda _: ({},)
-    prior_weights: Sequence[float] = (0.0,)
+    recent_weights: Sequence[float] = (0.0,)
+    steady_weights: Sequence[float] = (0.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What popularity adds to a score: ``weight * log(events, halved each half_life_days)``."""
+    """What popularity adds to a score.
 
-    weight: float
-    half_life_days: float
+    Attributes:
+        recent_weight: of the logarithm of events halved every ``half_life_days``.
+        half_life_days: of recent events.
+        steady_weight: of the logarithm of events halved as slowly as the graph's edges.
+    """
+
+    recent_weight: float = 0.0
+    half_life_days: float = 1.0
+    steady_weight: float = 0.0
 
     def of_items(self, case: RetrievalCase) -> NDArray[np.float32]:
         """Return what it adds to each item, float32 [items]."""
-        times = case.sessions.timestamps_us
-        age = (int(times.max()) - np.asarray(times)) / _DAY_US
-        decayed = np.bincount(
-            case.sessions.item_rows,
-            weights=0.5 ** (age / self.half_life_days),
-            minlength=len(case.index),
-        )
-        logs = np.log(decayed + _SMALLEST_SHARE * decayed.mean())
-        prior: NDArray[np.float32] = (self.weight * logs).astype(np.float32)
-        return prior
+        prior = np.zeros(len(case.index))
+        if self.recent_weight:
+            prior += self.recent_weight * _log_popularity(case, self.half_life_days)
+        if self.steady_weight:
+            prior += self.steady_weight * _log_popularity(case, _GRAPH_HALF_LIVES[case.name])
+        return prior.astype(np.float32)
+
+
+def _log_popularity(case: RetrievalCase, half_life_days: float) -> NDArray[np.float64]:
+    times = case.sessions.timestamps_us
+    age = (int(times.max()) - np.asarray(times)) / _DAY_US
+    decayed = np.bincount(
+        case.sessions.item_rows, weights=0.5 ** (age / half_life_days), minlength=len(case.index)
+    )
+    logs: NDArray[np.float64] = np.log(decayed + _SMALLEST_SHARE * decayed.mean())
+    return logs
 
 
 def priors(method: Method, log: LogName) -> list[Prior]:
-    """Return the priors to choose from; the first is none."""
-    return [Prior(weight=0.0, half_life_days=1.0)] + [
-        Prior(weight=weight, half_life_days=days)
-        for weight in method.prior_weights
-        if weight
-        for days in _POPULARITY_HALF_LIVES[log]
+    """Return the priors to choose from; the first is none where the method may do without."""
+    return [
+        Prior(recent_weight=recent, half_life_days=days, steady_weight=steady)
+        for steady in method.steady_weights
+        for recent in method.recent_weights
+        for days in (_RECENT_HALF_LIVES[log] if recent else (1.0,))
     ]
 
 
@@ -150,8 +167,9 @@ def encoder_vectors(
         "items": graph.items,
         "feature_dim": len(case.features.names),
         "dim": DIM,
+        "hidden": DIM,
     }
-    encoder = GraphSAGE(GraphSAGEConfig(**sizes, **config))
+    encoder = GraphSAGE(GraphSAGEConfig(**(sizes | dict(config))))
     walks = importance_neighborhoods(graph, seed=options.seed, threads=1, progress=False)
     train_item_encoder(encoder, features, walks, graph, folder, options)
     return embed_items(encoder, features, walks, progress=False)
@@ -200,7 +218,7 @@ def _item2vec(case: RetrievalCase, options: Options, folder: Path) -> Scores:
     ]
     model = Word2Vec(
         sentences,
-        vector_size=DIM,
+        vector_size=options["dim"],
         window=options["window"],
         epochs=options["epochs"],
         sg=1,
@@ -226,37 +244,44 @@ def _neighbor_options(log: LogName) -> Sequence[Options]:
 
 def _item2vec_options(log: LogName) -> Sequence[Options]:
     if log == "globo_news":
-        return [{"window": 5, "epochs": epochs} for epochs in (2, 5)]
-    return [{"window": 5, "epochs": 5}, {"window": 10, "epochs": 10}]
+        return [{"dim": DIM, "window": 5, "epochs": epochs} for epochs in (2, 5)]
+    return [{"dim": DIM, "window": size, "epochs": size} for size in (5, 10)]
 
 
 def _encoder_options(**config: Any) -> Sequence[Options]:
     # Written out, so that a row measured with other defaults is measured again.
-    return [{"config": config, "training": asdict(ItemEncoderOptions())}]
+    return [{"config": {"dim": DIM, **config}, "training": asdict(ItemEncoderOptions())}]
 
 
-_COSINE_WEIGHTS: Final = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)
-_LOG_WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0)
+class _Weights(TypedDict):
+    recent_weights: Sequence[float]
+    steady_weights: Sequence[float]
+
+
+_OF_COSINES: Final[_Weights] = {
+    "recent_weights": (0.0, 0.025, 0.05, 0.1, 0.2, 0.3),
+    "steady_weights": (0.0, 0.05, 0.1),
+}
+_OF_LOGARITHMS: Final[_Weights] = {
+    "recent_weights": (0.0, 0.125, 0.25, 0.5, 1.0),
+    "steady_weights": (0.0, 0.5, 1.0),
+}
 
 OURS: Final = "PinSage encoder (ours)"
 
 ROWS: Final[Mapping[str, Method]] = {
-    "random vectors": Method(build=_random, prior_weights=_COSINE_WEIGHTS),
-    "popularity": Method(build=_popularity, prior_weights=(1.0,)),
-    "raw features": Method(build=_features, prior_weights=_COSINE_WEIGHTS),
+    "random vectors": Method(build=_random, **_OF_COSINES),
+    "popularity": Method(build=_popularity, **_OF_LOGARITHMS),
+    "raw features": Method(build=_features, **_OF_COSINES),
     "co-occurrence neighbours": Method(
-        build=_neighbors, options=_neighbor_options, prior_weights=_LOG_WEIGHTS
+        build=_neighbors, options=_neighbor_options, **_OF_LOGARITHMS
     ),
-    "item2vec": Method(build=_item2vec, options=_item2vec_options, prior_weights=_COSINE_WEIGHTS),
+    "item2vec": Method(build=_item2vec, options=_item2vec_options, **_OF_COSINES),
     "GraphSAGE, mean pooling": Method(
         build=_encoder,
         options=lambda _: _encoder_options(pooling="graphsage"),
-        prior_weights=_COSINE_WEIGHTS,
+        **_OF_COSINES,
     ),
-    OURS: Method(
-        build=_encoder,
-        options=lambda _: _encoder_options(),
-        prior_weights=_COSINE_WEIGHTS,
-    ),
+    OURS: Method(build=_encoder, options=lambda _: _encoder_options(), **_OF_COSINES),
 }
 """In the order printed."""

@@ -7,7 +7,7 @@ continues where it was.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,15 +15,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.item_embeddings_data import Phase, RetrievalCase
-from benchmarks.item_embeddings_methods import Method, Options, Prior, Scores, priors
+from benchmarks.item_embeddings_data import VALIDATION, Phase, RetrievalCase
+from benchmarks.item_embeddings_methods import Method, Options, Scores, priors
 from hiertcn.evaluation.bootstrap import resampled_means
 from hiertcn.files import read_json, write_json
 
 CUTOFFS: Final = (1, 10, 50, 100)
 COLUMNS: Final = (*(f"hit rate@{k}" for k in CUTOFFS), "MRR")
 
-_QUERIES_PER_SLICE: Final = 512
+_QUESTIONS_PER_SLICE: Final = 512
 _INTERVAL: Final = (0.025, 0.975)
 
 Cases = Callable[[Phase], RetrievalCase]
@@ -46,24 +46,32 @@ class RowRanks:
 
 
 def answer_ranks(
-    scores: Scores, case: RetrievalCase, prior: NDArray[np.float32]
+    scores: Scores, case: RetrievalCase, priors: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.int64]:
-    """Return each answer's rank among all items but the query; a tie never helps. int64 [n].
+    """Return each answer's rank among all items but the query; a tie never helps.
 
     Args:
         scores: of the method.
         case: the questions.
-        prior: float32 [items], added to every query's scores.
+        priors: float32 [items] each, added to every query's scores.
+
+    Returns:
+        int64 [priors, n], from 1.
     """
-    ranks = np.empty(len(case.queries), np.int64)
-    for start in range(0, len(ranks), _QUERIES_PER_SLICE):
-        part = slice(start, start + _QUERIES_PER_SLICE)
-        queries, answers = case.queries[part], case.answers[part]
-        found = scores(queries) + prior
-        here = np.arange(len(queries))
-        found[here, queries] = -np.inf
-        ranks[part] = (found >= found[here, answers][:, None]).sum(axis=1)
-    return ranks
+    asked = np.stack([case.queries, case.answers], axis=1)
+    distinct, question = np.unique(asked, axis=0, return_inverse=True)
+    ranks = np.empty((len(priors), len(distinct)), np.int64)
+    for start in range(0, len(distinct), _QUESTIONS_PER_SLICE):
+        part = slice(start, start + _QUESTIONS_PER_SLICE)
+        queries, place = np.unique(distinct[part, 0], return_inverse=True)
+        answers = distinct[part, 1]
+        plain = scores(queries)
+        plain[np.arange(len(queries)), queries] = -np.inf
+        for number, prior in enumerate(priors):
+            found = (plain + prior)[place]
+            of_answer = found[np.arange(len(answers)), answers]
+            ranks[number, part] = (found >= of_answer[:, None]).sum(axis=1)
+    return ranks[:, question.reshape(-1)]
 
 
 def metric_values(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -88,7 +96,8 @@ def measure(name: str, method: Method, cases: Cases, output: Path) -> RowRanks:
     test = cases("test")
     slug = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
     options = [dict(choice) for choice in method.options(test.name)]
-    described = [name, options, list(method.prior_weights), len(test.queries), test.first_date]
+    candidates = [asdict(prior) for prior in priors(method, test.name)]
+    described = [name, options, candidates, VALIDATION, len(test.queries), test.first_date]
     identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
     folder = output / f"{test.name}-{slug}-{identity}"
     if not (folder / "row.json").exists():
@@ -102,18 +111,24 @@ def measure(name: str, method: Method, cases: Cases, output: Path) -> RowRanks:
 
 def _measure(method: Method, options: list[dict[str, Any]], cases: Cases, folder: Path) -> None:
     test = cases("test")
-    chosen, prior, tried = options[0], Prior(weight=0.0, half_life_days=1.0), []
-    best = -1.0
-    if len(options) > 1 or len(priors(method, test.name)) > 1:
-        validation = cases("validation")
+    candidates = priors(method, test.name)
+    chosen, prior, tried = options[0], candidates[0], []
+    if len(options) > 1 or len(candidates) > 1:
         for number, choice in enumerate(options):
-            scores = _built(method, validation, choice, folder / f"validation-{number}")
-            for candidate in priors(method, test.name):
-                ranks = answer_ranks(scores, validation, candidate.of_items(validation))
-                mrr = float((1.0 / ranks).mean())
-                tried.append({"options": choice, "prior": asdict(candidate), "mrr": mrr})
-                if mrr > best:
-                    best, chosen, prior = mrr, choice, candidate
+            of_cuts = []
+            for phase in VALIDATION:
+                cut = cases(phase)
+                scores = _built(method, cut, choice, folder / f"{phase}-{number}")
+                ranks = answer_ranks(scores, cut, [one.of_items(cut) for one in candidates])
+                of_cuts.append((1.0 / ranks).mean(axis=1))
+            tried += [
+                {"options": choice, "prior": asdict(candidate), "mrr": mrr.tolist()}
+                for candidate, mrr in zip(candidates, np.stack(of_cuts, axis=1), strict=True)
+            ]
+        # Ties go to the first.
+        best = int(np.argmax([np.mean(found["mrr"]) for found in tried]))
+        chosen = options[best // len(candidates)]
+        prior = candidates[best % len(candidates)]
     started, busy = time.perf_counter(), time.process_time()
     scores = _built(method, test, chosen, folder / "test")
     facts = {
@@ -123,8 +138,9 @@ def _measure(method: Method, options: list[dict[str, Any]], cases: Cases, folder
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - busy,
     }
-    plain = answer_ranks(scores, test, np.zeros(len(test.index), np.float32))
-    np.save(folder / "ranks.npy", answer_ranks(scores, test, prior.of_items(test)))
+    none = np.zeros(len(test.index), np.float32)
+    ranks, plain = answer_ranks(scores, test, [prior.of_items(test), none])
+    np.save(folder / "ranks.npy", ranks)
     np.save(folder / "plain_ranks.npy", plain)
     write_json(folder / "row.json", facts)
 

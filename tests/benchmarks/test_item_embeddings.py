@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import benchmarks.item_embeddings_data as data
-from benchmarks.item_embeddings_data import RetrievalCase, load_case
+from benchmarks.item_embeddings_data import VALIDATION, RetrievalCase, load_case
 from benchmarks.item_embeddings_methods import ROWS, Method, Prior
 from benchmarks.item_embeddings_ranks import answer_ranks, intervals, measure, metric_values
 from hiertcn.events.simulate import SimulationOptions
@@ -24,16 +24,17 @@ def cases(folder: Path):
     patch.setattr(data, "_SIMULATION", SimulationOptions(users=300, items=40, days=8, seed=0))
     made = {
         phase: load_case(folder / "logs", Path(), "simulator", phase, questions=400)
-        for phase in ("validation", "test")
+        for phase in (*VALIDATION, "test")
     }
     patch.undo()
     return made.__getitem__
 
 
 def test_what_is_asked_met_after_what_is_known(cases) -> None:
-    validation, test = cases("validation"), cases("test")
-    assert validation.last_date < test.first_date
-    for case in (validation, test):
+    older, newer, test = cases("validation-2"), cases("validation-1"), cases("test")
+    assert older.last_date < newer.first_date
+    assert newer.last_date < test.first_date
+    for case in (older, newer, test):
         newest = np.datetime64(int(case.sessions.timestamps_us.max()), "us")
         assert newest < np.datetime64(case.first_date)
         assert (case.queries != case.answers).all()
@@ -57,15 +58,16 @@ def test_ties_never_help_and_the_query_does_not_compete(cases) -> None:
     def equal(rows):
         return np.zeros((len(rows), items), np.float32)
 
-    none = np.zeros(items, np.float32)
-    assert (answer_ranks(equal, case, none) == items - 1).all()
+    none, rising = np.zeros(items, np.float32), np.arange(items, dtype=np.float32)
 
     def ordered(rows):
-        return np.tile(np.arange(items, dtype=np.float32), (len(rows), 1))
+        return np.tile(rising, (len(rows), 1))
 
     expected = items - case.answers - (case.queries > case.answers)
-    assert np.array_equal(answer_ranks(ordered, case, none), expected)
-    assert np.array_equal(answer_ranks(equal, case, np.arange(items, dtype=np.float32)), expected)
+    tied, by_prior = answer_ranks(equal, case, [none, rising])
+    assert (tied == items - 1).all()
+    assert np.array_equal(by_prior, expected)
+    assert np.array_equal(answer_ranks(ordered, case, [none])[0], expected)
 
 
 def test_intervals_hold_the_mean_and_repeat_by_query() -> None:
@@ -89,15 +91,18 @@ def test_a_measured_row_is_chosen_on_validation_and_kept(cases, folder: Path) ->
     method = Method(build=build, options=lambda _: ({"sign": -1}, {"sign": 1}))
     first = measure("by count", method, cases, folder / "rows")
     assert first.facts["options"] == {"sign": 1}
-    assert made == ["validation -1", "validation 1", "test 1"]
+    assert made == [
+        *(f"validation-{cut} {sign}" for sign in (-1, 1) for cut in (1, 2)),
+        "test 1",
+    ]
     again = measure("by count", method, cases, folder / "rows")
-    assert len(made) == 3
+    assert len(made) == 5
     assert np.array_equal(first.ranks, again.ranks)
 
 
 @pytest.mark.parametrize("name", ["popularity", "raw features", "co-occurrence neighbours"])
 def test_methods_beat_chance(cases, folder: Path, name: str) -> None:
-    chance = replace(ROWS["random vectors"], prior_weights=(0.0,))
+    chance = replace(ROWS["random vectors"], recent_weights=(0.0,), steady_weights=(0.0,))
     random = measure("chance", chance, cases, folder / "rows")
     found = measure(name, ROWS[name], cases, folder / "rows")
     assert (1 / found.ranks).mean() > (1 / random.ranks).mean()
@@ -105,8 +110,8 @@ def test_methods_beat_chance(cases, folder: Path, name: str) -> None:
 
 def test_older_events_weigh_less(cases) -> None:
     case = cases("test")
-    plain = np.exp(Prior(weight=1.0, half_life_days=1e9).of_items(case))
+    plain = np.exp(Prior(recent_weight=1.0, half_life_days=1e9).of_items(case))
     spread = 0.01 * case.popularity.mean()
     np.testing.assert_allclose(plain, case.popularity + spread, rtol=1e-3)
-    fresh = np.exp(Prior(weight=1.0, half_life_days=1.0).of_items(case))
+    fresh = np.exp(Prior(recent_weight=1.0, half_life_days=1.0).of_items(case))
     assert fresh.sum() < 0.5 * plain.sum()
