@@ -52,7 +52,7 @@ def main() -> None:
         "--memory", nargs="+", default=["4GB", "1GB"], help="limits on events and pairs"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--engine", choices=("duckdb", "spark"), default="duckdb")
+    parser.add_argument("--engine", choices=("compiled", "duckdb", "spark"), default="compiled")
     parser.add_argument("--folder", type=Path, help="where the log goes (default: temporary)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", metavar="LIMIT", help=argparse.SUPPRESS)

@@ -33,7 +33,7 @@ def build_item_graph(
         graph_window_days: days merged.
         graph_half_life_days: age in days at which a connection counts half.
         graph_neighbors: strongest connections kept of each item.
-        graph_engine: duckdb or spark; the edges are the same.
+        graph_engine: compiled, duckdb or spark; the edges are the same.
         spark_master: master URL or Spark Connect URL; empty runs Spark inside this step.
         graph_memory: what events and pairs or a Spark inside this step may hold, such as 4GB.
         snapshot: the ingested log.

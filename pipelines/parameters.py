@@ -196,10 +196,10 @@ PARAMETERS: Final = (
     ),
     Parameter(
         name="graph_engine",
-        default="duckdb",
-        choices=("duckdb", "spark"),
+        default="compiled",
+        choices=("compiled", "duckdb", "spark"),
         group=_GRAPH,
-        help="What counts the graph's edges; spark needs the extra of that name.",
+        help="What counts the graph's edges, all alike; spark needs the extra of that name.",
     ),
     Parameter(
         name="spark_master",

@@ -3,8 +3,8 @@
 Two items are co-interacted when one user touches both within ``window_s`` seconds and the later
 event is among the ``max_followers`` next ones after the earlier (HierTCN, section 3.6.1: "an edge
 is built if two items are interacted by the same user within a short period of time"). Pairs are
-counted in this process (``coded_pairs``) or by a query on Spark (``pairs``); the partitions are the
-same.
+counted by compiled code (``coded_pairs``) or by a query on DuckDB or Spark (``pairs``); the
+partitions are the same.
 
 A pair belongs to the UTC day of its later event. A day therefore depends on its own events and on
 the last ``window_s`` seconds before it, so a new day never changes an old partition, and the
@@ -42,7 +42,7 @@ from hiertcn.files import full_disk_as_input_error, whole_file
 from hiertcn.graph.coded_log import CodedLog
 from hiertcn.graph.coded_pairs import CodedPairs
 from hiertcn.graph.edge_log import EdgeLog, previous
-from hiertcn.graph.engine import spill_folder
+from hiertcn.graph.engine import GraphEngine, connect, spill_folder
 from hiertcn.graph.log_fingerprints import RunningFingerprint, row_count, row_groups
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.ordered_rows import OrderedRows
@@ -55,7 +55,6 @@ from hiertcn.graph.pairs import (
     co_interactions,
     plain_events,
 )
-from hiertcn.graph.spark import SparkEngine, connect_spark
 
 _FILE: Final = "edges.parquet"
 _BATCH_ROWS: Final = 1 << 20
@@ -117,7 +116,7 @@ def build_edges(
     dates = sorted(files)
     with _pairing(options, store) as paired:
         paths = {date: partition_path(store, date) for date in dates}
-        log = EdgeLog(files, paths, options, codes=options.engine != "spark")
+        log = EdgeLog(files, paths, options, codes=options.engine == "compiled")
         stale = [date for date in dates if not log.is_current(date)]
         progress = tqdm(total=len(stale), desc="edges", unit="day", mininterval=2)
         # One chunk is written while the next is read and paired.
@@ -203,17 +202,17 @@ def _chunks(
 @contextlib.contextmanager
 def _pairing(options: GraphOptions, store: Path) -> Iterator[_Pairing]:
     """Yield what counts the pairs of neighboring days; a context within which they can be read."""
-    with contextlib.ExitStack() as stack:
-        spill = stack.enter_context(spill_folder(store.parent))
-        if options.engine == "spark":
-            yield partial(_paired_by_spark, stack.enter_context(connect_spark(options, spill)))
-        else:
+    if options.engine == "compiled":
+        with spill_folder(store.parent) as spill:
             # Half for pairing one chunk, half for counting the one before meanwhile.
             yield partial(_paired_here, spill, options.memory_bytes // 2)
+    else:
+        with connect(options, store) as engine:
+            yield partial(_paired_by_query, engine)
 
 
 @contextlib.contextmanager
-def _paired_by_spark(engine: SparkEngine, run: list[str], log: EdgeLog) -> Iterator[_DayRows]:
+def _paired_by_query(engine: GraphEngine, run: list[str], log: EdgeLog) -> Iterator[_DayRows]:
     before, first_day, since_us = _before(run, log)
     read = [*before, *(file for date in run for file in log.files[date])]
     pairs = co_interactions(plain_events(engine.read_events(read), since_us), log.options)

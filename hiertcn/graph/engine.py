@@ -1,7 +1,8 @@
 """The engine that graph queries run on: DuckDB, out of core in this process, or Spark.
 
-Queries are Ibis expressions and know neither; both engines give the same rows. How each reads
-parquet is here. Edges are counted by a query on Spark only (see ``edges``).
+Queries are Ibis expressions and know neither; both engines give the same rows. What differs is
+here: how parquet is read, what XXH64 is called, and how an ordered result comes back without
+passing through memory as a whole.
 """
 
 import contextlib
@@ -15,10 +16,16 @@ from typing import Any, Final, Protocol
 
 import duckdb
 import ibis
+import ibis.expr.datatypes as dt
+import numpy as np
+import pyarrow as pa
 
 from hiertcn.errors import InputError
-from hiertcn.events.columns import DATE
+from hiertcn.events.columns import DATE, ITEM_ID, TIMESTAMP, USER_ID
+from hiertcn.graph.log_fingerprints import HASH_SEED
 from hiertcn.graph.options import GraphOptions
+from hiertcn.graph.ordered_rows import OrderedRows
+from hiertcn.items.hashing import xxh64
 
 _SPILL_PREFIX: Final = ".spill-"
 _LOCK_FILE: Final = "lock"
@@ -27,8 +34,16 @@ _LOCK_FILE: Final = "lock"
 class GraphEngine(Protocol):
     """What graph queries need of an engine."""
 
+    def read_events(self, files: Sequence[Path]) -> ibis.Table:
+        """Return a log's rows: user_id, item_id and ``at``, int64 microseconds since 1970 UTC."""
+        ...
+
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """Return the rows of ``folder/date=YYYY-MM-DD/*``, with ``date`` as a text column."""
+        ...
+
+    def ordered(self, expression: ibis.Table) -> contextlib.AbstractContextManager[OrderedRows]:
+        """Compute an ordered expression; the rows lie on disk until the block ends."""
         ...
 
 
@@ -56,13 +71,32 @@ def connect(options: GraphOptions, spill_beside: Path) -> Iterator[GraphEngine]:
 class DuckDBEngine:
     """DuckDB inside this process."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, spill: Path) -> None:
         self._backend = backend
+        self._spill = spill
+        # Spark has a function of this name and seed.
+        backend.con.create_function("xxhash64", _xxhash64, ["VARCHAR"], "BIGINT", type="arrow")
+
+    def read_events(self, files: Sequence[Path]) -> ibis.Table:
+        """See :class:`GraphEngine`."""
+        table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=False)
+        return table.select(USER_ID, ITEM_ID, at=_epoch_us(table[TIMESTAMP]))
 
     def read_dated(self, folder: Path, files: Sequence[Path]) -> ibis.Table:
         """See :class:`GraphEngine`."""
         table = self._backend.read_parquet([str(file) for file in files], hive_partitioning=True)
         return table.mutate(**{DATE: table[DATE].cast("string")})
+
+    @contextlib.contextmanager
+    def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
+        """See :class:`GraphEngine`.
+
+        Through a file: Ibis 12 asks DuckDB 2 for a reader that it no longer has.
+        """
+        with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
+            path = Path(folder) / "rows.parquet"
+            self._backend.to_parquet(expression, path)
+            yield OrderedRows([path])
 
 
 @contextlib.contextmanager
@@ -86,12 +120,12 @@ def _connect_duckdb(options: GraphOptions, spill: Path) -> Iterator[DuckDBEngine
         # Else a UTC day would begin at this machine's midnight.
         backend.raw_sql("SET TimeZone = 'UTC'")
         backend.raw_sql("SET enable_progress_bar = false")
-        yield DuckDBEngine(backend)
+        yield DuckDBEngine(backend, spill)
     except duckdb.OutOfMemoryException as error:
         raise InputError(
             f"the graph query ran out of its memory_limit of {options.memory_limit} or of disk "
-            f"under {spill.parent} ({_first_line(error)}); raise memory_limit or "
-            "free disk space"
+            f"under {spill.parent} ({_first_line(error)}); raise memory_limit, free "
+            "disk space, or choose the engine compiled, which needs less"
         ) from error
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise InputError(
@@ -130,6 +164,16 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@ibis.udf.scalar.builtin(name="epoch_us")  # type: ignore[untyped-decorator]
+def _epoch_us(at: dt.Timestamp(timezone="UTC")) -> int:  # type: ignore[empty-body,valid-type]
+    """DuckDB's own function."""
+
+
+def _xxhash64(texts: Any) -> pa.Array:
+    """XXH64 of a chunked string array, as int64."""
+    return pa.array(xxh64(texts.combine_chunks().cast(pa.large_string()), HASH_SEED).view(np.int64))
 
 
 def _first_line(error: BaseException) -> str:

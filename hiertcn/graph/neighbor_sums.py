@@ -255,8 +255,10 @@ def _strongest(
         best = _heaviest_first(
             neighbors[start : start + best], weights[start : start + best], top_n
         )
-        neighbors[total : total + best] = neighbors[start : start + best]
-        weights[total : total + best] = weights[start : start + best]
+        # Loops, for numba takes seconds to compile an assignment that may broadcast.
+        for k in range(best):
+            neighbors[total + k] = neighbors[start + k]
+            weights[total + k] = weights[start + k]
         degrees[offset] = best
         total += best
     return total
@@ -267,10 +269,7 @@ def _heaviest_first(neighbors: Any, weights: Any, top_n: int) -> int:
     """Bring the ``top_n`` heaviest to the front in order and return how many there are."""
     kept = min(len(neighbors), top_n)
     if kept > _INSERTED_AT_MOST:
-        by_row = np.argsort(neighbors)
-        order = by_row[np.argsort(-weights[by_row], kind="mergesort")]
-        neighbors[:] = neighbors[order]
-        weights[:] = weights[order]
+        _select(neighbors, weights, kept)
         return kept
     for k in range(1, len(neighbors)):
         neighbor, weight = neighbors[k], weights[k]
@@ -287,3 +286,42 @@ def _heaviest_first(neighbors: Any, weights: Any, top_n: int) -> int:
             neighbors[place] = neighbor
             weights[place] = weight
     return kept
+
+
+@compiled
+def _select(neighbors: Any, weights: Any, kept: int) -> None:
+    """The same for many, through a heap of the heaviest so far with the lightest on top."""
+    for root in range(kept // 2 - 1, -1, -1):
+        _sift_down(neighbors, weights, root, kept)
+    for k in range(kept, len(neighbors)):
+        if _is_lighter(neighbors, weights, 0, k):
+            _swap(neighbors, weights, 0, k)
+            _sift_down(neighbors, weights, 0, kept)
+    for end in range(kept - 1, 0, -1):
+        _swap(neighbors, weights, 0, end)
+        _sift_down(neighbors, weights, 0, end)
+
+
+@compiled
+def _sift_down(neighbors: Any, weights: Any, root: int, end: int) -> None:
+    child = 2 * root + 1
+    while child < end:
+        if child + 1 < end and _is_lighter(neighbors, weights, child + 1, child):
+            child += 1
+        if not _is_lighter(neighbors, weights, child, root):
+            break
+        _swap(neighbors, weights, child, root)
+        root, child = child, 2 * child + 1
+
+
+@compiled
+def _is_lighter(neighbors: Any, weights: Any, one: int, other: int) -> bool:
+    if weights[one] != weights[other]:
+        return bool(weights[one] < weights[other])
+    return bool(neighbors[one] > neighbors[other])
+
+
+@compiled
+def _swap(neighbors: Any, weights: Any, one: int, other: int) -> None:
+    neighbors[one], neighbors[other] = neighbors[other], neighbors[one]
+    weights[one], weights[other] = weights[other], weights[one]

@@ -8,7 +8,7 @@ from typing import Final
 
 from hiertcn.errors import InputError
 
-ENGINES: Final = ("duckdb", "spark")
+ENGINES: Final = ("compiled", "duckdb", "spark")
 
 _SECONDS_PER_DAY = 86_400
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -28,7 +28,8 @@ class GraphOptions:
         memory_limit: what events and pairs, DuckDB or a local Spark may hold in memory, such as
             ``4GB``; the rest spills to disk. What Python holds beside it comes on top.
         threads: of this process and of DuckDB or a local Spark; 0 means one per core.
-        engine: ``duckdb``, inside this process, or ``spark``; both give the same edges and counts.
+        engine: what counts co-interactions: ``compiled`` code of this process, or a query on
+            ``duckdb`` or ``spark``; all give the same edges and counts.
         spark_master: where Spark runs: a master URL such as ``spark://host:7077`` or ``yarn``, or
             a Spark Connect URL ``sc://host:15002``; empty means inside this process. A Spark that
             runs elsewhere must see the log's and the store's folders under the same paths.
@@ -43,7 +44,7 @@ class GraphOptions:
     as_of: str = ""
     memory_limit: str = "4GB"
     threads: int = 0
-    engine: str = "duckdb"
+    engine: str = "compiled"
     spark_master: str = ""
     chunk_events: int = 5_000_000
 
@@ -65,7 +66,7 @@ class GraphOptions:
                 f"threads is {self.threads}; expected 0 (one per core) or a number of threads"
             )
         if self.engine not in ENGINES:
-            raise InputError(f"engine is {self.engine!r}; expected {' or '.join(ENGINES)}")
+            raise InputError(f"engine is {self.engine!r}; expected compiled, duckdb or spark")
         if self.spark_master and self.engine != "spark":
             raise InputError(
                 f"spark_master is {self.spark_master!r} but the engine is {self.engine}; choose "

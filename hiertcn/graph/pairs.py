@@ -1,6 +1,6 @@
-"""The co-interaction query: from events to item pairs per day, as one Ibis expression, for Spark.
+"""The co-interaction query: from events to item pairs per day, as one Ibis expression.
 
-``coded_pairs`` finds the same pairs in this process.
+DuckDB and Spark run it; ``coded_pairs`` finds the same pairs without a query.
 
 Each user's events are numbered in order of time. A pair's two places are at most
 ``max_followers`` apart, so they lie in one block of that many places or in neighboring ones: the
@@ -103,4 +103,4 @@ def plain_events(events: ibis.Table, since_us: int) -> ibis.Table:
 
 @ibis.udf.scalar.builtin(name="xxhash64")  # type: ignore[untyped-decorator]
 def _xxhash64(text: str) -> int:  # type: ignore[empty-body]
-    """Spark's own function: XXH64 with seed 42."""
+    """XXH64 with seed 42, as Spark calls it."""

@@ -36,7 +36,7 @@ class SparkEngine:
         self._names = itertools.count()
 
     def read_events(self, files: Sequence[Path]) -> ibis.Table:
-        """Return a log's rows: user_id, item_id and ``at``, int64 microseconds since 1970 UTC."""
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
         frame = self._session.read.parquet(*map(str, files))
         at = f"unix_micros(cast({TIMESTAMP} as timestamp)) as at"
         return self._view(frame.selectExpr(USER_ID, ITEM_ID, at))
@@ -49,7 +49,7 @@ class SparkEngine:
 
     @contextlib.contextmanager
     def ordered(self, expression: ibis.Table) -> Iterator[OrderedRows]:
-        """Compute an ordered expression; the rows lie on disk until the block ends."""
+        """See :class:`hiertcn.graph.engine.GraphEngine`."""
         with tempfile.TemporaryDirectory(prefix="rows-", dir=self._spill) as folder:
             parts = Path(folder) / "parts"
             self._backend.to_parquet(expression, parts)
@@ -78,7 +78,7 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
     except ImportError as error:
         raise InputError(
             f"the graph engine spark needs the extra spark ({error}); install "
-            "'hiertcn[spark]' or choose the engine duckdb"
+            "'hiertcn[spark]' or choose the engine compiled"
         ) from error
     running = SparkSession.getActiveSession()
     try:

@@ -64,30 +64,31 @@ def log(tmp_path):
     return tmp_path
 
 
-def test_both_engines_write_the_same_partitions_and_the_same_graph(log, spark_session):
+def test_all_engines_write_the_same_partitions_and_the_same_graph(log, spark_session):
     index = IdIndex.open(log / "index")
     options = {
         engine: GraphOptions(engine=engine, max_followers=4, top_n=5, half_life_days=1, threads=1)
-        for engine in ("duckdb", "spark")
+        for engine in ("compiled", "duckdb", "spark")
     }
     for engine, chosen in options.items():
         summary = build_edges(log / "events", log / engine, chosen)
         merge_edges(log / engine, index, log / f"graph-{engine}", chosen)
         assert summary.edges > 100
     for date in stored_dates(log / "duckdb"):
-        one, other = (pq.read_table(partition_path(log / name, date)) for name in options)
-        assert one.num_rows and one.equals(other, check_metadata=True)
-    one, other = (CSR.open(log / f"graph-{name}") for name in options)
+        one, *others = (pq.read_table(partition_path(log / name, date)) for name in options)
+        assert one.num_rows
+        assert all(one.equals(other, check_metadata=True) for other in others)
+    one, *others = (CSR.open(log / f"graph-{name}") for name in options)
     for name in ("indptr", "indices", "weights"):
-        assert np.array_equal(getattr(one, name), getattr(other, name))
+        assert all(np.array_equal(getattr(one, name), getattr(other, name)) for other in others)
     statistics = [(log / f"graph-{name}" / "statistics.json").read_text() for name in options]
-    assert statistics[0] == statistics[1]
+    assert statistics[0] == statistics[1] == statistics[2]
     # A store that one engine built is current for the other.
-    assert build_edges(log / "events", log / "spark", options["duckdb"]).rebuilt == 0
-    one, other = (
+    assert build_edges(log / "events", log / "spark", options["compiled"]).rebuilt == 0
+    one, *others = (
         decayed_interaction_counts(log / "events", index, chosen) for chosen in options.values()
     )
-    assert np.array_equal(one, other)
+    assert all(np.array_equal(one, other) for other in others)
 
 
 def test_a_missing_extra_is_named(log, monkeypatch):
@@ -97,7 +98,7 @@ def test_a_missing_extra_is_named(log, monkeypatch):
 
 
 def test_engine_options_are_checked():
-    with pytest.raises(InputError, match="engine is 'flink'; expected duckdb or spark"):
+    with pytest.raises(InputError, match="engine is 'flink'; expected compiled, duckdb or spark"):
         GraphOptions(engine="flink")
-    with pytest.raises(InputError, match="spark_master is 'yarn' but the engine is duckdb"):
+    with pytest.raises(InputError, match="spark_master is 'yarn' but the engine is compiled"):
         GraphOptions(spark_master="yarn")

@@ -101,6 +101,15 @@ def test_partitions_are_the_same_whatever_the_threads_and_the_memory(tmp_path):
             assert one.equals(other, check_metadata=True)
 
 
+def test_too_little_memory_for_a_query_is_said_with_what_to_do(tmp_path):
+    events = write_days(tmp_path / "events", 1, 300_000)
+    small = GraphOptions(engine="duckdb", memory_limit="2MB", threads=1)
+    with pytest.raises(InputError, match=r"memory_limit of 2MB or of disk .* raise memory_limit"):
+        build_edges(events, tmp_path / "store", small)
+    assert not stored_dates(tmp_path / "store")
+    assert not list(tmp_path.glob(".spill-*"))
+
+
 def test_a_full_disk_is_said_and_leaves_no_partition(tmp_path, monkeypatch):
     events = write_days(tmp_path / "events", 1, 100)
 
