@@ -5,13 +5,17 @@ the best epoch, the optimizer's moments, and the curve so far. Random draws are 
 (seed, epoch) and need no state, so a resumed run ends in the same bits. One epoch is lost at most.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hiertcn.graph.csr import CSR
+from hiertcn.graph.walks import Neighborhoods
 from hiertcn.training.checkpoints import (
     CHECKPOINT_FILE,
     WEIGHTS_FILE,
@@ -19,7 +23,8 @@ from hiertcn.training.checkpoints import (
     read_tensors,
     save_checkpoint,
 )
-from hiertcn.training.item_batches import ItemEncoder
+from hiertcn.training.item_batches import ItemEncoder, ItemFeatures
+from hiertcn.training.item_encoder_options import ItemEncoderOptions
 from hiertcn.training.optimizers import Optimizers
 
 _NOW: Final = "now/"
@@ -137,3 +142,23 @@ def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def training_fingerprint(
+    encoder: ItemEncoder,
+    features: ItemFeatures | None,
+    neighborhoods: Neighborhoods,
+    csr: CSR,
+    options: ItemEncoderOptions,
+    warm_start: Path | None,
+) -> str:
+    """Name what is trained, so that no checkpoint of another training is resumed."""
+    digest = hashlib.sha256()
+    for array in (csr.indptr, csr.indices, csr.weights):
+        digest.update(np.ascontiguousarray(array).data)
+    if features is not None:
+        digest.update(np.ascontiguousarray(features.values).data)
+        digest.update(np.ascontiguousarray(features.present).data)
+    described = (encoder.config, neighborhoods.options, options, str(warm_start))
+    digest.update(repr(described).encode())
+    return digest.hexdigest()

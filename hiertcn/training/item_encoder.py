@@ -19,12 +19,11 @@ step with 512 pairs, 64 dimensions and 10 neighbors, plus one layer-wise inferen
 Not done here: training on several machines.
 """
 
-import hashlib
 import logging
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -51,9 +50,10 @@ from hiertcn.training.item_checkpoint import (
     resume,
     save_progress,
     take_over_weights,
+    training_fingerprint,
 )
 from hiertcn.training.item_encoder_options import ItemEncoderOptions, ItemEncoderSummary
-from hiertcn.training.item_hit_rate import hit_rate
+from hiertcn.training.item_hit_rate import baseline_hit_rates, hit_rate
 from hiertcn.training.item_inference import embed_items
 from hiertcn.training.item_losses import item_loss
 from hiertcn.training.item_pairs import HeldOutEdges, PairBatch, PairSampler, hold_out_edges
@@ -118,7 +118,7 @@ def train_item_encoder(
         held,
         options,
     )
-    fingerprint = _fingerprint(encoder, features, neighborhoods, csr, options, warm_start)
+    fingerprint = training_fingerprint(encoder, features, neighborhoods, csr, options, warm_start)
     progress = resume(output, encoder, training.optimizer, fingerprint)
     resumed = progress.epochs if progress else 0
     if progress is None:
@@ -145,7 +145,7 @@ def train_item_encoder(
         validation_hit_rate=progress.validation_hit_rate,
         best_epoch=progress.best_epoch,
         hit_rate=measured,
-        baseline_hit_rates=_baselines(features, held),
+        baseline_hit_rates=baseline_hit_rates(features, held),
         held_out_edges=len(held.queries),
         steps=progress.steps,
         stopped_early=progress.steps < training.planned_steps,
@@ -370,47 +370,6 @@ def _check(
                 f"the features of item row {start + int(bad.argmax())} are not all finite; mark "
                 "the item as missing or repair its features"
             )
-
-
-def _fingerprint(
-    encoder: ItemEncoder,
-    features: ItemFeatures | None,
-    neighborhoods: Neighborhoods,
-    csr: CSR,
-    options: ItemEncoderOptions,
-    warm_start: Path | None,
-) -> str:
-    """Name what is trained, so that no checkpoint of another training is resumed."""
-    digest = hashlib.sha256()
-    for array in (csr.indptr, csr.indices, csr.weights):
-        digest.update(np.ascontiguousarray(array).data)
-    if features is not None:
-        digest.update(np.ascontiguousarray(features.values).data)
-        digest.update(np.ascontiguousarray(features.present).data)
-    described = (encoder.config, neighborhoods.options, options, str(warm_start))
-    digest.update(repr(described).encode())
-    return digest.hexdigest()
-
-
-def _baselines(features: ItemFeatures | None, held: HeldOutEdges) -> dict[str, float]:
-    if not len(held.queries):
-        return {}
-    training = held.training
-    rates = {}
-    if features is not None and features.values.shape[1]:
-        given, _ = feature_tensors(features, np.arange(training.items))
-        rates["features"] = hit_rate(torch.nn.functional.normalize(given).numpy(), held)
-    degree = np.bincount(training.indices, weights=training.weights, minlength=training.items)
-    rates["popularity"] = hit_rate(_popularity_vectors(degree), held)
-    noise = np.random.default_rng(0).normal(size=(training.items, 64)).astype(np.float32)
-    rates["random"] = hit_rate(noise / np.linalg.norm(noise, axis=1, keepdims=True), held)
-    return rates
-
-
-def _popularity_vectors(degree: NDArray[Any]) -> NDArray[np.float32]:
-    """Two coordinates whose dot product is a monotone function of the answer's degree."""
-    angle = (np.argsort(np.argsort(degree)) + 1.0) / (len(degree) + 1.0)
-    return np.stack([angle, np.ones_like(angle)], axis=1).astype(np.float32)
 
 
 def _write(

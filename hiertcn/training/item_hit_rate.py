@@ -5,9 +5,13 @@ training graph (else they would fill the list). Ties count against the answer, s
 score 0.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from hiertcn.training.item_batches import ItemFeatures, feature_tensors
 from hiertcn.training.item_pairs import HeldOutEdges
 
 _QUERIES_PER_SLICE = 512
@@ -40,3 +44,30 @@ def answer_ranks(vectors: NDArray[np.float32], held: HeldOutEdges) -> NDArray[np
         scores[here, answers] = of_answer
         ranks[part] = (scores >= of_answer[:, None]).sum(axis=1)
     return ranks
+
+
+def baseline_hit_rates(features: ItemFeatures | None, held: HeldOutEdges) -> dict[str, float]:
+    """Return the hit rates of the features alone, of popularity and of random vectors.
+
+    Args:
+        features: the items' own; None where they have none.
+        held: edges to ask for; nothing is returned if there are none.
+    """
+    if not len(held.queries):
+        return {}
+    training = held.training
+    rates = {}
+    if features is not None and features.values.shape[1]:
+        given, _ = feature_tensors(features, np.arange(training.items))
+        rates["features"] = hit_rate(torch.nn.functional.normalize(given).numpy(), held)
+    degree = np.bincount(training.indices, weights=training.weights, minlength=training.items)
+    rates["popularity"] = hit_rate(_popularity_vectors(degree), held)
+    noise = np.random.default_rng(0).normal(size=(training.items, 64)).astype(np.float32)
+    rates["random"] = hit_rate(noise / np.linalg.norm(noise, axis=1, keepdims=True), held)
+    return rates
+
+
+def _popularity_vectors(degree: NDArray[Any]) -> NDArray[np.float32]:
+    """Two coordinates whose dot product is a monotone function of the answer's degree."""
+    angle = (np.argsort(np.argsort(degree)) + 1.0) / (len(degree) + 1.0)
+    return np.stack([angle, np.ones_like(angle)], axis=1).astype(np.float32)
