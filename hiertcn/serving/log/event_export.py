@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,6 +37,17 @@ SCHEMA: Final = pa.schema(
         (EVENT_TYPE, pa.string()),
     ]
 )
+_ORDER: Final = "order"
+_LOGGED: Final = pa.schema(
+    [
+        (USER_ID, pa.string()),
+        (ITEM_ID, pa.string()),
+        (TIMESTAMP, pa.int64()),
+        (EVENT_TYPE, pa.string()),
+        (_ORDER, pa.int64()),
+    ]
+)
+_ROWS_TOGETHER: Final = 4096
 _US_PER_DAY: Final = 86_400_000_000
 
 
@@ -57,60 +69,86 @@ def export_parquet(log: EventLog, events: Path) -> int:
                     erase(other, deleted, whole=other.number < segment.number)
         log.mark_exported(segment.number, events=count, last_us=last_us)
         written += count
+    if written:
+        # Arrow would keep it for the next segment, an hour later.
+        pa.default_memory_pool().release_unused()
     return written
 
 
 def _export_segment(
     segment: SealedSegment, events: Path
 ) -> tuple[int, int | None, dict[bytes, int]]:
-    rows: dict[tuple[str, str, int], tuple[int, str]] = {}
-    deleted: dict[bytes, int] = {}
-    items: dict[str, LoggedItem] = {}
-    last_us: int | None = None
-    for order, (_, entry) in enumerate(read_segment(segment.path)):
-        if isinstance(entry, LoggedDeletion):
-            deleted[entry.user_key] = order
-            continue
-        if isinstance(entry, LoggedItem):
-            items[entry.item_id] = entry
-            continue
-        rows.setdefault(
-            (entry.user_id, entry.item_id, entry.timestamp_us), (order, entry.event_type)
-        )
-        last_us = max(last_us, entry.timestamp_us) if last_us is not None else entry.timestamp_us
+    interactions, deleted, items = _read(segment.path)
+    last_us: int | None = pc.max(interactions.column(TIMESTAMP)).as_py()
     if deleted:
-        rows = {
-            row: (order, kind)
-            for row, (order, kind) in rows.items()
-            if order > deleted.get(user_key(row[0]), -1)
-        }
-    by_day: dict[int, list[tuple[str, str, int, str]]] = {}
-    for (user, item, timestamp_us), (_, kind) in rows.items():
-        by_day.setdefault(timestamp_us // _US_PER_DAY, []).append((user, item, timestamp_us, kind))
-    for day, found in sorted(by_day.items()):
-        _write_day(events / f"{DATE}={_date(day)}" / f"part-{segment.number}.parquet", found)
+        interactions = _without(interactions, deleted)
+    interactions = _each_once(interactions)
+    days = interactions.column(TIMESTAMP).to_numpy() // _US_PER_DAY
+    for day in np.unique(days).tolist():
+        path = events / f"{DATE}={_date(day)}" / f"part-{segment.number}.parquet"
+        with whole_file(path) as aside:
+            pq.write_table(_as_ingested(interactions.filter(pa.array(days == day))), aside)
     if items:
         export_items(list(items.values()), events.with_name(ITEMS_FOLDER), segment.number)
-    if rows:
-        _log.info("wrote %d recorded interactions to %s", len(rows), events)
-    return len(rows), last_us, deleted
+    if len(interactions):
+        _log.info("wrote %d recorded interactions to %s", len(interactions), events)
+    return len(interactions), last_us, deleted
 
 
-def _write_day(path: Path, found: list[tuple[str, str, int, str]]) -> None:
-    # Stable, so interactions of one user and time keep the log's order, as ingest expects.
-    found.sort(key=lambda row: (row[0], row[2]))
-    users, items, times, kinds = zip(*found, strict=True)
-    table = pa.table(
-        [
-            pa.array(users, pa.string()),
-            pa.array(items, pa.string()),
-            pa.array(times, pa.int64()).cast(SCHEMA.field(TIMESTAMP).type),
-            pa.array([kind or None for kind in kinds], pa.string()),
-        ],
-        schema=SCHEMA,
-    )
-    with whole_file(path) as aside:
-        pq.write_table(table, aside)
+def _read(path: Path) -> tuple[pa.Table, dict[bytes, int], dict[str, LoggedItem]]:
+    """Return a segment's interactions, where each user was deleted, and the newest items."""
+    deleted: dict[bytes, int] = {}
+    items: dict[str, LoggedItem] = {}
+    pieces: list[pa.RecordBatch] = []
+    # Few rows at a time as Python objects, which take twenty times the memory.
+    rows: list[tuple[str, str, int, str, int]] = []
+
+    def keep() -> None:
+        columns = zip(*rows, strict=True) if rows else ([] for _ in _LOGGED)
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, _LOGGED, strict=True)
+        ]
+        pieces.append(pa.record_batch(arrays, schema=_LOGGED))
+        rows.clear()
+
+    for order, (_, entry) in enumerate(read_segment(path)):
+        if isinstance(entry, LoggedDeletion):
+            deleted[entry.user_key] = order
+        elif isinstance(entry, LoggedItem):
+            items[entry.item_id] = entry
+        else:
+            rows.append((entry.user_id, entry.item_id, entry.timestamp_us, entry.event_type, order))
+            if len(rows) == _ROWS_TOGETHER:
+                keep()
+    keep()
+    return pa.Table.from_batches(pieces), deleted, items
+
+
+def _without(interactions: pa.Table, deleted: Mapping[bytes, int]) -> pa.Table:
+    """Leave out what users did before they were deleted."""
+    for user in pc.unique(interactions.column(USER_ID)).to_pylist():
+        before = deleted.get(user_key(user))
+        if before is not None:
+            is_gone = pc.and_(
+                pc.equal(interactions.column(USER_ID), user),
+                pc.less(interactions.column(_ORDER), before),
+            )
+            interactions = interactions.filter(pc.invert(is_gone))
+    return interactions
+
+
+def _each_once(interactions: pa.Table) -> pa.Table:
+    """Keep the first of equal ones; by user and time, and as in the log where those are equal."""
+    same = interactions.group_by([USER_ID, ITEM_ID, TIMESTAMP], use_threads=False)
+    first = same.aggregate([(EVENT_TYPE, "first"), (_ORDER, "min")]).rename_columns(_LOGGED.names)
+    return first.sort_by([(name, "ascending") for name in (USER_ID, TIMESTAMP, _ORDER)])
+
+
+def _as_ingested(interactions: pa.Table) -> pa.Table:
+    kind = interactions.column(EVENT_TYPE)
+    kind = pc.if_else(pc.equal(kind, ""), pa.scalar(None, pa.string()), kind)
+    columns = [interactions.column(name) for name in (USER_ID, ITEM_ID, TIMESTAMP)]
+    return pa.table([*columns, kind], names=SCHEMA.names).cast(SCHEMA)
 
 
 def _erase_from_parquet(events: Path, before: int, deleted: Mapping[bytes, int]) -> None:
