@@ -79,7 +79,12 @@ def tiles(evaluation: EvaluationResult, challenger: str, serving: str | None) ->
     if evaluation.oracle is not None:
         reached = evaluation.oracle.share(challenger)
         if math.isfinite(reached):
-            found.append(Tile(f"{reached:.1%}", "of the best possible MRR (oracle)"))
+            found.append(
+                Tile(
+                    f"{reached:.1%}",
+                    "of the best possible MRR, where the oracle ranks the same items",
+                )
+            )
     return found
 
 

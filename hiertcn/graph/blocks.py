@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.graph.walks import NO_ITEM, Neighborhoods
-from hiertcn.items.hashing import compiled
 
 
 @dataclass(frozen=True, eq=False)

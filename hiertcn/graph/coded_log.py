@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.graph.log_fingerprints import RunningFingerprint, hashed_events
-from hiertcn.items.hashing import compiled, string_buffers
+from hiertcn.items.hashing import string_buffers
 
 USER: Final = "user"
 NUMBER: Final = "number"

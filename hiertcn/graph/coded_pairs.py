@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.graph.coded_log import AT, NUMBER, USER, CodedLog
 from hiertcn.graph.neighbor_sums import row_ranges
 from hiertcn.graph.options import GraphOptions
 from hiertcn.graph.pairs import HASH_BITS, PRIME, US_PER_DAY
-from hiertcn.items.hashing import compiled
 
 _BYTES_AN_EVENT: Final = 48
 _BYTES_A_PAIR: Final = 16

@@ -110,7 +110,7 @@ def build_edges(
 
     Raises:
         InputError: no events there, a file that cannot be read, a missing column, a full disk, or
-            Spark is not installed or failed.
+            the chosen engine is not installed, failed or ran out of memory.
     """
     files = event_files(events)
     dates = sorted(files)
@@ -205,7 +205,7 @@ def _pairing(options: GraphOptions, store: Path) -> Iterator[_Pairing]:
     if options.engine == "compiled":
         with spill_folder(store.parent) as spill:
             # Half for pairing one chunk, half for counting the one before meanwhile.
-            yield partial(_paired_here, spill, options.memory_bytes // 2)
+            yield partial(_paired_by_compiled_code, spill, options.memory_bytes // 2)
     else:
         with connect(options, store) as engine:
             yield partial(_paired_by_query, engine)
@@ -222,7 +222,9 @@ def _paired_by_query(engine: GraphEngine, run: list[str], log: EdgeLog) -> Itera
 
 
 @contextlib.contextmanager
-def _paired_here(spill: Path, memory: int, run: list[str], log: EdgeLog) -> Iterator[_DayRows]:
+def _paired_by_compiled_code(
+    spill: Path, memory: int, run: list[str], log: EdgeLog
+) -> Iterator[_DayRows]:
     before, first_day, since_us = _before(run, log)
     with (
         full_disk_as_input_error(spill),

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
 from hiertcn.events.columns import ITEM_ID, TIMESTAMP, USER_ID
-from hiertcn.items.hashing import compiled, xxh64
+from hiertcn.items.hashing import xxh64
 
 HASH_SEED: Final = 42
-"""Spark's ``xxhash64`` has this seed, so both engines know the same numbers."""
+"""Spark's ``xxhash64`` has this seed, so every engine knows the same numbers."""
 
 _BATCH_ROWS: Final = 1 << 18
 _US_PER_DAY: Final = 86_400_000_000

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 
 _BYTES_AN_END: Final = 20
 _INSERTED_AT_MOST: Final = 128

@@ -31,10 +31,10 @@ from torch_geometric.sampler import (
 )
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
 from hiertcn.graph.csr import CSR
 from hiertcn.graph.walks import NO_ITEM, Neighborhoods
-from hiertcn.items.hashing import compiled
 
 ALL: Final = -1
 

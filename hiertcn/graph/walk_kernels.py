@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 
 _INSERTED_AT_MOST: Final = 128
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)

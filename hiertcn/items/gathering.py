@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled, compiled_for_sums
+from hiertcn.compiling import compiled, compiled_for_sums
 
 _ROWS_AHEAD: Final = 8
 _LINE_BYTES: Final = 64

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 
 _IDS_PER_BUCKET: Final = 8
 

@@ -28,8 +28,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
-from hiertcn.items.hashing import compiled
 from hiertcn.sessions.lane_plan import LanePlan, cut_pieces, plan_lanes
 from hiertcn.sessions.store import SessionStore
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 from hiertcn.sessions.store import SessionStore, ranges
 
 # At this size of step the products fill a CPU's caches and an epoch still has many updates.

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 from hiertcn.sessions.store import SessionStore
 
 WINDOWS_MINUTES: Final = (5, 15, 60, 360)

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 from hiertcn.sessions.store import SessionStore
 
 WINDOW_US: Final = 3600 * 1_000_000

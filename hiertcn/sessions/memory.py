@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import read_only
+from hiertcn.compiling import read_only
 from hiertcn.sessions.live_transitions import LiveTransitions, no_transitions
 from hiertcn.sessions.memory_kernels import (
     HistoryArrays,

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
-from hiertcn.items.hashing import compiled
 from hiertcn.sessions import live_counts, memory
 from hiertcn.sessions.live_counts import LiveShares
 from hiertcn.sessions.live_transitions import live_transitions

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hiertcn.compiling import compiled
 from hiertcn.graph.blocks import Block
-from hiertcn.items.hashing import compiled
 
 
 class ItemFeatures(Protocol):

@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
 from hiertcn.graph.csr import CSR
-from hiertcn.items.hashing import compiled
 
 RANKS: Final = (2_000, 5_000)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 from hiertcn.sessions.request_features import RequestFeatures, SparseFeatures
 from hiertcn.sessions.store import SessionStore
 from hiertcn.sessions.transitions import TransitionTable

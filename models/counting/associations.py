@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 from models.counting.context import Context
 
 

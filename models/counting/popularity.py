@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
 from hiertcn.evaluation.protocol import Requests
-from hiertcn.items.hashing import compiled
 from hiertcn.sessions.store import SessionStore
 from models.counting.context import context
 from models.counting.ranker import CountingRanker

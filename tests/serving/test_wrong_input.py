@@ -83,6 +83,14 @@ def test_what_is_no_message_at_all_is_called_that(refusal):
         )
 
 
+def test_a_message_of_very_many_fields_is_not_searched_to_its_end(refusal):
+    listed = pb.RecommendRequest(candidates=["a"] * 30_000).SerializeToString()
+    user = pb.RecommendRequest(user_id="?").SerializeToString().replace(b"?", b"\xff")
+    code, found = refusal(f"{RECOMMENDER}/Recommend", listed + user)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is not a hiertcn.v1.RecommendRequest message" in found
+
+
 def test_unknown_methods_are_named_to_whoever_calls_them(refusal):
     for token in (READER, None, "0" * 32):
         for method in (f"{RECOMMENDER}/Recomend", "/hiertcn.v2.Recommender/Recommend", "/x/y"):

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
-from hiertcn.items.hashing import compiled
 from hiertcn.serving.log.entries import Position, SegmentedLog
 from hiertcn.serving.log.scan import ScannedInteractions, scan
 from hiertcn.serving.records.record import NEVER_US

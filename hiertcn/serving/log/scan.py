@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
-from hiertcn.items.hashing import compiled, xxh64
+from hiertcn.items.hashing import xxh64
 from hiertcn.serving.log.event_log import MAGIC
 
 _FRAME: Final = 8

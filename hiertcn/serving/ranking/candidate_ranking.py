@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertcn.items.hashing import compiled
+from hiertcn.compiling import compiled
 
 
 class TermWeights(NamedTuple):

@@ -18,9 +18,9 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
 from hiertcn.export.term_gate import TermGate
-from hiertcn.items.hashing import compiled
 from hiertcn.serving.live.live_windows import LiveCountsAt
 from hiertcn.serving.ranking.candidate_ranking import TermWeights, rank_together
 from hiertcn.sessions import live_counts, memory

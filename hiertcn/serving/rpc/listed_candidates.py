@@ -12,8 +12,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
-from hiertcn.items.hashing import compiled
 from hiertcn.items.texts import Texts
 from hiertcn.serving import recommender_pb2 as pb
 from hiertcn.serving.rpc.malformed import malformed

@@ -5,12 +5,15 @@ the encoded message is walked (Protocol Buffers, "Encoding") to the first such f
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 from hiertcn.errors import InputError
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _SHOWN: Final = 40
+# A message of megabytes can have a million fields, and all calls wait while one is walked.
+_MOST_FIELDS: Final = 20_000
 
 
 def malformed(data: bytes, message_type: Any) -> InputError:
@@ -21,7 +24,7 @@ def malformed(data: bytes, message_type: Any) -> InputError:
         message_type: descriptor of the message that was expected.
     """
     try:
-        found = _not_utf8(data, message_type)
+        found = _not_utf8(data, message_type, iter(range(_MOST_FIELDS, 0, -1)))
     except (IndexError, ValueError):
         found = None
     if found is None:
@@ -34,15 +37,23 @@ def malformed(data: bytes, message_type: Any) -> InputError:
     return InputError(f"{field} is {shown}, which is not UTF-8; expected text")
 
 
-def _not_utf8(data: bytes, message_type: Any, within: str = "") -> tuple[str, bytes] | None:
+def _not_utf8(
+    data: bytes, message_type: Any, allowance: Iterator[int], within: str = ""
+) -> tuple[str, bytes] | None:
     """Name and bytes of the first text field that is not UTF-8, None without one.
+
+    Args:
+        data: the encoded message.
+        message_type: its descriptor.
+        allowance: counts down the fields that may still be walked.
+        within: the name of the field that holds the message, with a point.
 
     Raises:
         IndexError, ValueError: the bytes are no message at all.
     """
     at = 0
     seen: Counter[int] = Counter()
-    while at < len(data):
+    while at < len(data) and next(allowance, 0):
         tag, at = _varint(data, at)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
@@ -64,7 +75,7 @@ def _not_utf8(data: bytes, message_type: Any, within: str = "") -> tuple[str, by
             if field.type == field.TYPE_STRING and not _is_utf8(part):
                 return name, part
             if field.type == field.TYPE_MESSAGE:
-                found = _not_utf8(part, field.message_type, f"{name}.")
+                found = _not_utf8(part, field.message_type, allowance, f"{name}.")
                 if found is not None:
                     return found
         else:

@@ -130,7 +130,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """The method's handler, or one that refuses."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or isinstance(handler, UnknownMethod) or method.startswith(_OPEN):
+        if isinstance(handler, UnknownMethod) or method.startswith(_OPEN):
             return handler
         try:
             caller = self._access.identify(
