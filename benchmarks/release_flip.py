@@ -115,14 +115,10 @@ def _activate(
         client.activate(number)
     told["activation_s"] = time.monotonic() - began
     # Rebuilding goes on after the flip, for those who were active meanwhile.
-    rebuilt, quiet_since = -1.0, time.monotonic()
-    while time.monotonic() - quiet_since < 3:
-        now = _value(metrics, "hiertcn_rebuilds_total")
-        if now != rebuilt:
-            rebuilt, quiet_since = now, time.monotonic()
-        time.sleep(0.2)
-    told["rebuilt"] = rebuilt - rebuilt_before
-    told["all_rebuilt_s"] = quiet_since - began
+    while _value(metrics, "hiertcn_warming"):
+        time.sleep(0.1)
+    told["all_rebuilt_s"] = time.monotonic() - began
+    told["rebuilt"] = _value(metrics, "hiertcn_rebuilds_total") - rebuilt_before
 
 
 def _value(metrics: str, name: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hiertcn.errors import InputError
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 @contextlib.contextmanager

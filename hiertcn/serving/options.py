@@ -1,8 +1,9 @@
 """How a sidecar and the process around it run; importing this costs nothing."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hiertcn.errors import InputError
 
@@ -132,6 +133,21 @@ class SidecarOptions:
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value}; expected 0 (none) or more")
         self._check_doors()
+
+    def to_plain(self) -> dict[str, Any]:
+        """The options as JSON types."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "SidecarOptions":
+        """Read what :meth:`to_plain` gave."""
+        paths = {field.name for field in fields(cls) if "Path" in str(field.type)}
+        values: dict[str, Any] = {
+            name: Path(value) if name in paths and value is not None else value
+            for name, value in plain.items()
+        }
+        return cls(**values)
 
     def _check_doors(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -17,7 +17,7 @@ import gc
 import logging
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,24 +71,21 @@ class ReaderOptions:
 
     def save(self, path: Path) -> None:
         """Write the options as JSON."""
-        plain = {
-            field.name: str(value) if isinstance(value, Path) else value
-            for field in fields(self.sidecar)
-            for value in (getattr(self.sidecar, field.name),)
-        }
-        write_json(path, {"sidecar": plain, "door": str(self.door), "ready": str(self.ready)})
+        write_json(
+            path,
+            {
+                "sidecar": self.sidecar.to_plain(),
+                "door": str(self.door),
+                "ready": str(self.ready),
+            },
+        )
 
     @classmethod
     def load(cls, path: Path) -> "ReaderOptions":
         """Read what :meth:`save` wrote."""
         found = read_json(path)
-        paths = {field.name for field in fields(SidecarOptions) if "Path" in str(field.type)}
-        values: dict[str, Any] = {
-            name: Path(value) if name in paths and value is not None else value
-            for name, value in found["sidecar"].items()
-        }
         return cls(
-            sidecar=SidecarOptions(**values),
+            sidecar=SidecarOptions.from_plain(found["sidecar"]),
             door=Path(found["door"]),
             ready=Path(found["ready"]),
         )

@@ -184,7 +184,7 @@ class Sidecar:
 
         engine = self._engine(activation, store, writer, models, upserts)
         self.store = store
-        self.warmer = Warmer(store, writer, models, recent, self.metrics, options.state_dir)
+        self.warmer = Warmer(options, store, writer, recent, self.metrics)
         self._parts.push_async_callback(self.warmer.close)
         activation.warmer = self.warmer
         self.sweeper = Sweeper(

@@ -164,3 +164,5 @@ def test_a_sidecar_whose_release_was_deleted_still_follows_to_the_next(
     second = toy_repository.publish(2026010201, seed=2)
     until(lambda: running.client.recommend("user-0").release == second.number)
     assert not running.client.recommend("user-0").fallback
+    running.run(running.sidecar.warmer.kept())
+    assert running.value("hiertcn_warming") == 0

@@ -136,6 +136,31 @@ def test_other_processes_read_what_one_writes(folder):
     store.close()
 
 
+def test_a_reader_that_was_killed_does_not_let_the_file_grow(folder):
+    store = LmdbStore(folder)
+    put(store, {user_key("ada"): record(1)})
+    (data,) = folder.rglob("data.mdb")
+    reading = (
+        "import sys, lmdb\n"
+        "held = lmdb.open(sys.argv[1], readonly=True).begin()\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", reading, str(data.parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        other.kill()
+    store.sync()
+    put(store, {user_key("ada"): record(2, 4, 128)})
+    size = data.stat().st_size
+    for revision in range(3, 40):
+        put(store, {user_key("ada"): record(revision, 4, 128)})
+    assert data.stat().st_size <= size + (32 << 10)
+    store.close()
+
+
 def test_a_file_that_is_mostly_free_is_compacted_when_opened(folder):
     store = LmdbStore(folder)
     users = [user_key(f"u{n}") for n in range(17_000)]

@@ -1,4 +1,4 @@
-"""Folding, forgetting and warming in the background, on the models in this process."""
+"""Folding and forgetting in the background, on the models in this process."""
 
 import asyncio
 import dataclasses
@@ -151,64 +151,6 @@ def test_a_store_past_its_limit_forgets_the_longest_idle(parts):
     left = [user for user in users if running.sidecar.store.get(user_key(user))]
     assert left == users[-len(left) :]
     assert 90 < len(left) <= 150
-
-
-def test_a_new_release_finds_active_users_rebuilt(toy_repository, start_sidecar):
-    toys = toy_repository
-    toys.publish(2026010101)
-    running = start_sidecar(toys, "", models="in-process")
-    for user in [*USERS, "user-1"]:
-        running.client.record([Interaction(user, "item-1", T0)])
-    running.client.record([Interaction("ada", "item-3", T0 + 2 * HOUR_US)])
-    running.client.recommend("ada", timestamp_us=T0 + 2 * HOUR_US)
-    newer = toys.publish(2026010201, seed=1, activate=False)
-    running.client.activate(2026010201)
-    running.run(running.sidecar.warmer.kept())
-    store = running.sidecar.store
-    records = {user: store.get(user_key(user)) for user in [*USERS, "user-1", "ada"]}
-    assert {record.release for record in records.values()} == {2026010201}
-    for user, record in records.items():
-        start = newer.states.get(user, newer.start_state)
-        expected = start if user == "ada" else newer.step(start, "item-1")
-        np.testing.assert_allclose(record.state, expected, rtol=1e-5, atol=1e-6)
-    folded = running.value("hiertcn_sessions_folded_total")
-    found = running.client.recommend("s0", timestamp_us=T0 + 2 * HOUR_US)
-    assert (found.release, running.value("hiertcn_sessions_folded_total")) == (2026010201, folded)
-
-
-def test_a_sidecar_that_dies_between_staging_and_flip_folds_once(toy_repository, start_sidecar):
-    toys = toy_repository
-    toys.publish(2026010101)
-    running = start_sidecar(toys, "", models="in-process")
-    running.client.record([Interaction("ada", "item-1", T0)])
-    running.client.record([Interaction("bob", "item-3", T0 + 3 * HOUR_US)])
-    running.client.recommend("bob", timestamp_us=T0 + 3 * HOUR_US)
-    newer = toys.publish(2026010201, seed=1, activate=False)
-    staged = running.run(_staged(running, 2026010201))
-    assert staged == 2
-    assert running.sidecar.store.get(user_key("ada")).release == 2026010101
-    running.stop()
-    again = start_sidecar(toys, "", models="in-process")
-    again.client.activate(2026010201)
-    again.run(again.sidecar.warmer.kept())
-    np.testing.assert_allclose(
-        again.sidecar.store.get(user_key("ada")).state,
-        newer.step(newer.start_state, "item-1"),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-
-
-async def _staged(running, number):
-    from hiertcn.release.repository import ReleaseRepository
-    from hiertcn.serving.releases.serving_release import ServingRelease
-
-    sidecar = running.sidecar
-    await asyncio.to_thread(sidecar._activation._control.load, "gru_step", [2026010101, number])
-    release = ServingRelease(
-        ReleaseRepository(running.options.repository), number, sidecar._activation._recent
-    )
-    return await sidecar.warmer.stage(release)
 
 
 def test_a_records_last_time_is_that_of_any_part(tmp_path):

@@ -111,6 +111,11 @@ class Metrics:
             "User records rebuilt from a snapshot and the journal.",
             registry=self.registry,
         )
+        self.warming = Gauge(
+            "hiertcn_warming",
+            "1 while active users are rebuilt for a release that is to serve or just began to.",
+            registry=self.registry,
+        )
         self.records_repaired = Counter(
             "hiertcn_records_repaired",
             "User records that failed their checksum and were made again from snapshot and log.",

@@ -14,6 +14,11 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
+def dying_with_parent(*program: str) -> tuple[str, ...]:
+    """The command line of a program that is to die with the calling process."""
+    return (sys.executable, "-I", "-S", __file__, str(os.getpid()), *program)
+
+
 def main() -> None:
     """Become the program given on the command line."""
     parent, program = int(sys.argv[1]), sys.argv[2:]

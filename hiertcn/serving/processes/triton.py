@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Final
 
 from hiertcn.errors import InputError, ServingError
 from hiertcn.serving.inference.triton_models import TritonModels
+from hiertcn.serving.processes.die_with_parent import dying_with_parent
 from hiertcn.serving.processes.triton_install import TritonInstall, find_tritonserver
 
 __all__ = ["TritonServer", "find_tritonserver"]
@@ -202,11 +202,10 @@ class TritonServer:
     def _keep(
         self, arguments: list[str], environment: dict[str, str], spawned: threading.Event
     ) -> None:
-        launcher = str(Path(__file__).with_name("die_with_parent.py"))
         try:
             with self.log.open("ab") as output:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", launcher, str(os.getpid()), *arguments],
+                    dying_with_parent(*arguments),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

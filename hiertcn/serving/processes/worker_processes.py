@@ -5,7 +5,6 @@ A process that ends is started again; all of them die with this one.
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Final
 from hiertcn.errors import ServingError
 from hiertcn.files import read_json
 from hiertcn.serving.options import SidecarOptions
+from hiertcn.serving.processes.die_with_parent import dying_with_parent
 from hiertcn.serving.reader import ReaderOptions
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 _READY_S: Final = 120.0
 _POLL_S: Final = 0.05
 _AGAIN_S: Final = 1.0
-_LAUNCHER: Final = Path(__file__).with_name("die_with_parent.py")
 
 
 class WorkerProcesses:
@@ -84,8 +83,7 @@ class WorkerProcesses:
         settings = self._folder / f"worker-{number}.json"
         ReaderOptions(sidecar=self._options, door=self._folder, ready=ready).save(settings)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
-            *(sys.executable, "-m", "hiertcn.serving.reader", str(settings)),
+            *dying_with_parent(sys.executable, "-m", "hiertcn.serving.reader", str(settings)),
         )
         self._processes[number] = process
         waited_s = 0.0

@@ -20,19 +20,18 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hiertcn.errors import InputError
-from hiertcn.export.session import open_session
-from hiertcn.export.tensors import NEXT_STATE, SESSION_MEAN, STATE
 from hiertcn.items.gathering import gather_sessions
 from hiertcn.items.table import ItemTable
 from hiertcn.serving.live.live_followers import ReleasedTransitions
 from hiertcn.serving.live.live_windows import MinuteCounts
+from hiertcn.serving.records.gru_step import GruStep
 from hiertcn.serving.records.snapshot import (
     LIVE_COUNTS,
     LIVE_TRANSITIONS,
@@ -101,7 +100,7 @@ def backfill_states(
             f"the session store refers to {store.meta.items} items but the item table holds "
             f"{len(table)}; build both from one item index"
         )
-    model = _GruStep(gru_step, start_state, table.dim)
+    model = GruStep(gru_step, start_state, table.dim)
     sessions = _Sessions.of(store)
     order = np.argsort(-sessions.closed_counts, kind="stable")
     history_starts, history_offsets = sessions.histories(store)
@@ -236,25 +235,3 @@ def _copy_histories(
         target = slice(int(bounds[0]), int(bounds[-1]))
         snapshot.history_item_rows[target] = store.item_rows[places]
         snapshot.history_timestamps_us[target] = store.timestamps_us[places]
-
-
-class _GruStep:
-    """The exported model as a function of arrays."""
-
-    def __init__(self, path: Path, start_state: NDArray[np.float32], dim: int) -> None:
-        self._session = open_session(path)
-        expected = {STATE.name: list(start_state.shape), SESSION_MEAN.name: [dim]}
-        for entry in self._session.get_inputs():
-            if entry.shape[1:] != expected.get(entry.name):
-                raise InputError(
-                    f"{path} takes {entry.name} with dims {entry.shape[1:]}; the start state and "
-                    f"the item table give {expected.get(entry.name)}: export the model again"
-                )
-
-    def __call__(
-        self, state: NDArray[np.float32], session_mean: NDArray[np.float32]
-    ) -> NDArray[Any]:
-        inputs = {STATE.name: state, SESSION_MEAN.name: session_mean}
-        (after,) = self._session.run([NEXT_STATE.name], inputs)
-        values: NDArray[Any] = after
-        return values

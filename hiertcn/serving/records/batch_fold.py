@@ -1,18 +1,50 @@
 """Folds the closed sessions of many users together, each round in one call of ``gru_step``."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hiertcn.serving.live.recent_interactions import RecentInteractions
-from hiertcn.serving.ranking.batching import ModelBatcher
 from hiertcn.serving.records import fold
 from hiertcn.serving.records.record import UserRecord
 from hiertcn.serving.releases.serving_release import ServingRelease
 from hiertcn.serving.rpc.validation import wall_clock_us
 
 _MAX_ROWS: Final = 1024
+
+
+class VectorTable(Protocol):
+    """Item vectors."""
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """The vectors of rows ``[n]``, float32 ``[n, dim]``."""
+        ...
+
+
+class FoldingRelease(Protocol):
+    """What folding needs of a release."""
+
+    @property
+    def gap_us(self) -> int:
+        """Idle time that closes a session."""
+        ...
+
+    @property
+    def table(self) -> VectorTable:
+        """Its item vectors."""
+        ...
+
+
+class StateModel(Protocol):
+    """What runs ``gru_step``."""
+
+    async def next_states(
+        self, release: Any, states: NDArray[np.float32], session_means: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """See ``ModelBatcher.next_states``."""
+        ...
 
 
 def settled_until_us(release: ServingRelease, recent: RecentInteractions) -> int:
@@ -26,7 +58,7 @@ def settled_until_us(release: ServingRelease, recent: RecentInteractions) -> int
 
 
 async def fold_closed(
-    models: ModelBatcher, release: ServingRelease, records: Sequence[UserRecord], now_us: int
+    models: StateModel, release: FoldingRelease, records: Sequence[UserRecord], now_us: int
 ) -> list[UserRecord]:
     """The records ``[n]`` with every session folded that is closed at ``now_us``.
 

@@ -40,6 +40,7 @@ _HALF_STATE: Final = 3
 _WITHOUT_HISTORY: Final = 1
 _HEADER: Final = struct.Struct("<IBxHHHqqqqqIIII")
 _CRC_BYTES: Final = 4
+_FORMAT_AT: Final = 4
 _REVISION: Final = struct.Struct("<I")
 REVISION_AT: Final = 52
 """Where a record's bytes hold its revision, uint32, for stores that compare it themselves."""
@@ -214,6 +215,9 @@ def new_record(state: NDArray[np.float32]) -> UserRecord:
 def encode(record: UserRecord, state_dtype: str = "float32") -> bytes:
     """The record as bytes, its state as float32 or (within 0.05%) float16."""
     is_half = state_dtype == "float16"
+    stored: bytes | None = record.__dict__.get(_STORED)
+    if stored is not None and stored[_FORMAT_AT] == (_HALF_STATE if is_half else _FORMAT):
+        return stored
     journal = record.journal
     layers, hidden = record.state.shape
     header = _HEADER.pack(
@@ -293,6 +297,7 @@ def decode(stored: bytes) -> UserRecord:
         journal.__dict__[_STORED] = stored, at, entries, text_bytes
     # Past the frozen class's own setter, which would take longer than all of the above.
     record = object.__new__(UserRecord)
+    record.__dict__[_STORED] = stored
     record.__dict__.update(
         release=NO_RELEASE if version == _WITHOUT_HISTORY else release,
         revision=revision,

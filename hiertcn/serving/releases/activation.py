@@ -27,6 +27,7 @@ from hiertcn.serving.new_items.item_upserts import ItemUpserts, RowsOf
 from hiertcn.serving.observability.metrics import Metrics
 from hiertcn.serving.ranking.batching import ModelBatcher
 from hiertcn.serving.records.fold import JournalBound
+from hiertcn.serving.records.loop_share import give_way
 from hiertcn.serving.records.warmer import Warmer
 from hiertcn.serving.releases.serving_release import ServingRelease
 
@@ -36,6 +37,8 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 _WATCH_S: Final = 1.0
+_LARGE_BYTES: Final = 256 << 20
+_VERIFY_ASIDE_S: Final = 60.0
 _DRAIN_POLL_S: Final = 0.01
 _DRAIN_TIMEOUT_S: Final = 10.0
 
@@ -84,6 +87,7 @@ class Activation:
         self.warmer: Warmer | None = None
         # Model control and checksums block, and must not wait behind anything else that does.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="activation")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="verify", initializer=give_way)
 
     @property
     def current(self) -> ServingRelease:
@@ -156,6 +160,7 @@ class Activation:
     def close(self) -> None:
         """End the worker thread."""
         self._worker.shutdown(wait=False)
+        self._aside.shutdown(wait=False)
 
     async def _follow_pointer(self) -> None:
         number = self._repository.current()
@@ -177,7 +182,7 @@ class Activation:
 
     async def _attach(self, number: int, *, flip: bool = False) -> None:
         try:
-            await self._blocking(self._repository.verify, number)
+            await self._verified(number)
             await self._load(number)
             release = await self._blocking(
                 ServingRelease, self._repository, number, self._recent, self._item_memory
@@ -185,7 +190,7 @@ class Activation:
             await self._blocking(release.warm)
             await self._models.warm(release)
             await self._upserts.bring_up(release)
-            if self.warmer is not None and self._serving is not None:
+            if self.warmer is not None and self._serves_by_model():
                 await self.warmer.stage(release)
             if len(release.overlay):
                 await self._blocking(release.recount_live)
@@ -206,11 +211,27 @@ class Activation:
         self._upserts.settle(self._indexes(release, before))
         self._refused = None
         if self.warmer is not None:
-            self.warmer.keep(release)
+            await self.warmer.keep(release)
         self._metrics.activations.labels("served").inc()
         self._metrics.release.set(number)
         self._metrics.watermark.set(self.current.watermark_us / 1e6)
         _log.info("serving release %d", number)
+
+    def _serves_by_model(self) -> bool:
+        """Whether requests lose nothing by a flip that comes later."""
+        return self._serving is not None and self._repository.has_model(TCN, self.current.number)
+
+    async def _verified(self, number: int) -> None:
+        size = sum(entry.bytes for entry in self._repository.manifest(number).files)
+        if self._serving is not None and size > _LARGE_BYTES:
+            # Checksums of gigabytes must not keep the processors from answering requests; on a
+            # machine that is never idle, they would never end.
+            loop = asyncio.get_running_loop()
+            verified = loop.run_in_executor(self._aside, self._repository.verify, number)
+            if (await asyncio.wait([verified], timeout=_VERIFY_ASIDE_S))[0]:
+                verified.result()
+                return
+        await self._blocking(self._repository.verify, number)
 
     async def _load(self, number: int) -> None:
         kept = {number}

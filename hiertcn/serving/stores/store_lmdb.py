@@ -228,6 +228,8 @@ class LmdbStore:
 
     def sync(self) -> None:
         """Wait until everything committed is on disk."""
+        # A process that was killed while it read would keep pages from being used again.
+        self._environment.reader_check()
         self._environment.sync(True)
 
     def close(self) -> None:
