@@ -34,7 +34,7 @@ from hiertcn.training.term_scores import term_scores, terms_of
 from hiertcn.training.user_embeddings import embed_before
 
 _STEPS: Final = 150
-_TARGETS_PER_STEP: Final = 128
+_TARGETS_PER_STEP: Final = 256
 _LEARNING_RATE: Final = 0.06
 _MOST_TARGETS: Final = 20_000
 

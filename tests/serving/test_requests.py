@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hiertcn.cli_filters import read_filters
+from hiertcn.cli.filters import read_filters
 from hiertcn.errors import DeadlineError, InputError, OverloadError, ServingError
 from hiertcn.items.attribute_filters import AttributeFilter
 from hiertcn.serving import recommender_pb2 as pb

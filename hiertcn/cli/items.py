@@ -4,8 +4,8 @@ from typing import Annotated, Final
 
 import typer
 
-from hiertcn.cli_connection import Address, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
-from hiertcn.cli_releases import AsJson, print_json
+from hiertcn.cli.connection import Address, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
+from hiertcn.cli.releases import AsJson, print_json
 from hiertcn.errors import InputError
 
 items_app: Final = typer.Typer(help="Add items between builds.", no_args_is_help=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hiertcn.cli_releases import Repository
+from hiertcn.cli.releases import Repository
 
 
 def serve(

@@ -12,10 +12,10 @@ from typing import Annotated, Final
 import typer
 
 from hiertcn import __version__
-from hiertcn.cli_connection import Address, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
-from hiertcn.cli_items import items_app
-from hiertcn.cli_releases import AsJson, print_json, print_table, releases_app
-from hiertcn.cli_serve import serve
+from hiertcn.cli.connection import Address, TimeoutS, TlsCa, TlsCert, TlsKey, TokenFile
+from hiertcn.cli.items import items_app
+from hiertcn.cli.releases import AsJson, print_json, print_table, releases_app
+from hiertcn.cli.serve import serve
 from hiertcn.errors import HiertcnError, InputError
 
 app: Final = typer.Typer(
@@ -92,7 +92,7 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Ask a running sidecar for recommendations."""
-    from hiertcn.cli_filters import read_filters
+    from hiertcn.cli.filters import read_filters
     from hiertcn.serving.client import RecommenderClient
     from hiertcn.serving.security.access import Access
 
@@ -229,7 +229,3 @@ def _time_us(text: str, field: str) -> int:
     from hiertcn.serving.client.interactions_file import time_us
 
     return time_us(text, field)
-
-
-if __name__ == "__main__":
-    main()
