@@ -114,7 +114,8 @@ def _start(builder: Any, options: GraphOptions) -> Any:
     builder = builder.master(options.spark_master or local)
     if not options.spark_master:
         builder = (
-            builder.config("spark.driver.memory", f"{options.memory_bytes}b")
+            # The unit is Java's, which knows no "b".
+            builder.config("spark.driver.memory", f"{options.memory_bytes >> 20}m")
             .config("spark.ui.enabled", "false")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.host", "127.0.0.1")

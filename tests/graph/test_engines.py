@@ -1,5 +1,6 @@
 import datetime
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -89,6 +90,30 @@ def test_all_engines_write_the_same_partitions_and_the_same_graph(log, spark_ses
         decayed_interaction_counts(log / "events", index, chosen) for chosen in options.values()
     )
     assert all(np.array_equal(one, other) for other in others)
+
+
+def test_spark_is_started_with_the_memory_that_was_asked_for(
+    log, required_module, required_program
+):
+    required_module("pyspark")
+    required_program("java")
+    # In a process of its own, where no session runs that would be used instead.
+    program = (
+        "import sys; from pathlib import Path; from hiertcn.graph.edges import build_edges;"
+        "from hiertcn.graph.options import GraphOptions; from pyspark.sql import SparkSession;"
+        "stop = SparkSession.stop\n"
+        "def told(session):\n"
+        "    print('memory', session.conf.get('spark.driver.memory')); stop(session)\n"
+        "SparkSession.stop = told\n"
+        "options = GraphOptions(engine='spark', memory_limit='1GB', threads=1)\n"
+        "log = Path(sys.argv[1]); build_edges(log / 'events', log / 'store', options)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(log)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "memory 953m" in done.stdout.splitlines()
+    assert len(stored_dates(log / "store")) == 3
 
 
 def test_a_missing_extra_is_named(log, monkeypatch):
