@@ -18,6 +18,7 @@ ROOMS = [
     "export",
     "release",
     "serving",
+    "cli",
 ]
 
 

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from hiertcn.errors import InputError
 from hiertcn.release.repository import ReleaseRepository
+from hiertcn.release.verified_files import VerifiedFiles
 from hiertcn.serving.inference.inference import Inference, ModelControl, TritonInference
 from hiertcn.serving.inference.models_in_process import InProcessModels
 from hiertcn.serving.inference.triton_models import TritonModels
@@ -234,6 +235,7 @@ class Sidecar:
             self.metrics,
             recent,
             upserts,
+            VerifiedFiles(self._options.state_dir / "verified.json"),
             journal_entries=self._options.journal_entries,
             item_memory=self._options.item_memory,
         )

@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,8 @@ def _snapshot_rows(users: IdIndex, keys: set[bytes]) -> dict[bytes, int]:
 
 def main() -> None:
     """Rebuild, and print how many."""
+    # A terminal's interrupt is for the sidecar, which then stops this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

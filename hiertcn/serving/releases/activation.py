@@ -21,6 +21,7 @@ from hiertcn.errors import HiertcnError, InputError, ReleaseError
 from hiertcn.export.tensors import TCN
 from hiertcn.items.index import IdIndex
 from hiertcn.release.repository import MODELS, OPTIONAL_MODELS, ReleaseRepository
+from hiertcn.release.verified_files import VerifiedFiles
 from hiertcn.serving.inference.inference import Inference, ModelControl
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.serving.new_items.item_upserts import ItemUpserts, RowsOf
@@ -54,6 +55,7 @@ class Activation:
         metrics: where activations are counted.
         recent: the interactions recorded here, which live counts go on with.
         upserts: brings new items into a release before it serves.
+        verified: remembers which releases' checksums were right.
         journal_entries: longest journal of a user.
         item_memory: as in ``SidecarOptions``.
     """
@@ -67,6 +69,7 @@ class Activation:
         metrics: Metrics,
         recent: RecentInteractions,
         upserts: ItemUpserts,
+        verified: VerifiedFiles,
         *,
         journal_entries: int,
         item_memory: str = "mapped",
@@ -78,6 +81,7 @@ class Activation:
         self._metrics = metrics
         self._recent = recent
         self._upserts = upserts
+        self._verified_files = verified
         self._journal_entries = journal_entries
         self._item_memory = item_memory
         self._serving: tuple[ServingRelease, JournalBound] | None = None
@@ -222,16 +226,16 @@ class Activation:
         return self._serving is not None and self._repository.has_model(TCN, self.current.number)
 
     async def _verified(self, number: int) -> None:
-        size = sum(entry.bytes for entry in self._repository.manifest(number).files)
-        if self._serving is not None and size > _LARGE_BYTES:
+        verify = functools.partial(self._verified_files.verify, self._repository, number)
+        large = self._repository.manifest(number).total_bytes > _LARGE_BYTES
+        if large and self._serving is not None:
             # Checksums of gigabytes must not keep the processors from answering requests; on a
             # machine that is never idle, they would never end.
-            loop = asyncio.get_running_loop()
-            verified = loop.run_in_executor(self._aside, self._repository.verify, number)
+            verified = asyncio.get_running_loop().run_in_executor(self._aside, verify)
             if (await asyncio.wait([verified], timeout=_VERIFY_ASIDE_S))[0]:
                 verified.result()
                 return
-        await self._blocking(self._repository.verify, number)
+        await self._blocking(verify)
 
     async def _load(self, number: int) -> None:
         kept = {number}
