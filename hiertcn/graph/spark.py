@@ -86,7 +86,8 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
     except (PySparkException, Py4JError, OSError) as error:
         raise InputError(
             f"Spark at {options.spark_master or 'this machine'} could not be started "
-            f"({_first_line(error)}); expected a reachable master, and Java 17 or later here"
+            f"({_reason(error)}); expected a reachable master, or Java 17 or later "
+            "and a memory_limit that it can start with here"
         ) from error
     zone = session.conf.get("spark.sql.session.timeZone")
     try:
@@ -95,7 +96,7 @@ def connect_spark(options: GraphOptions, spill: Path) -> Iterator[SparkEngine]:
         yield SparkEngine(session, spill)
     except (PySparkException, Py4JError) as error:
         raise InputError(
-            f"the graph query failed on Spark ({_first_line(error)}); see Spark's log, and check "
+            f"the graph query failed on Spark ({_reason(error)}); see Spark's log, and check "
             "that it sees the log's and the store's folders under the same paths and has room "
             "in memory and on disk"
         ) from error
@@ -123,5 +124,7 @@ def _start(builder: Any, options: GraphOptions) -> Any:
     return builder.getOrCreate()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Of an error in Java, the first line only says which call it was.
+    return next((line[2:] for line in lines if line.startswith(": ")), lines[0])

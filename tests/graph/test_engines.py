@@ -92,12 +92,8 @@ def test_all_engines_write_the_same_partitions_and_the_same_graph(log, spark_ses
     assert all(np.array_equal(one, other) for other in others)
 
 
-def test_spark_is_started_with_the_memory_that_was_asked_for(
-    log, required_module, required_program
-):
-    required_module("pyspark")
-    required_program("java")
-    # In a process of its own, where no session runs that would be used instead.
+def started_spark(log, memory):
+    """What building edges prints in a process of its own, where no Spark runs that would do."""
     program = (
         "import sys; from pathlib import Path; from hiertcn.graph.edges import build_edges;"
         "from hiertcn.graph.options import GraphOptions; from pyspark.sql import SparkSession;"
@@ -105,14 +101,24 @@ def test_spark_is_started_with_the_memory_that_was_asked_for(
         "def told(session):\n"
         "    print('memory', session.conf.get('spark.driver.memory')); stop(session)\n"
         "SparkSession.stop = told\n"
-        "options = GraphOptions(engine='spark', memory_limit='1GB', threads=1)\n"
+        "options = GraphOptions(engine='spark', memory_limit=sys.argv[2], threads=1)\n"
         "log = Path(sys.argv[1]); build_edges(log / 'events', log / 'store', options)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(log)], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert "memory 953m" in done.stdout.splitlines()
+    command = [sys.executable, "-c", program, str(log), memory]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_spark_is_started_with_the_memory_that_was_asked_for(
+    log, required_module, required_program
+):
+    required_module("pyspark")
+    required_program("java")
+    little = started_spark(log, "100MB")
+    assert "InputError: Spark at this machine could not be started" in little.stderr
+    assert "must be at least 471859200" in little.stderr.splitlines()[-1]
+    enough = started_spark(log, "1GB")
+    assert enough.returncode == 0, enough.stderr
+    assert "memory 953m" in enough.stdout.splitlines()
     assert len(stored_dates(log / "store")) == 3
 
 
