@@ -1,6 +1,7 @@
 """Active users are rebuilt for a new release by a process of its own, or at their next touch."""
 
 import asyncio
+import dataclasses
 import io
 
 import numpy as np
@@ -76,7 +77,7 @@ async def _staged(running, number):
     return await sidecar.warmer.stage(release)
 
 
-@pytest.mark.parametrize("ends", ["at once", "in time"])
+@pytest.mark.parametrize("ends", ["at once", "in time", "before it begins"])
 def test_a_flip_without_rebuilding_leaves_it_to_the_next_touch(
     toy_repository, start_sidecar, monkeypatch, ends
 ):
@@ -88,8 +89,12 @@ def test_a_flip_without_rebuilding_leaves_it_to_the_next_touch(
     newer = toys.publish(2026010201, seed=1, activate=False)
     if ends == "at once":
         monkeypatch.setattr(warmer, "_PROGRAM", "no.such.program")
-    else:
+    elif ends == "in time":
         running.sidecar.warmer._longest_s = 0.0
+    else:
+        # As where there is no room for a file.
+        gone = dataclasses.replace(running.options, state_dir=running.options.state_dir / "gone")
+        running.sidecar.warmer._options = gone
     running.client.activate(2026010201)
     running.run(running.sidecar.warmer.kept())
     assert running.value("hiertcn_warming") == 0

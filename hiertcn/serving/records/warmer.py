@@ -76,8 +76,12 @@ class Warmer:
         Failing or running out of time costs rebuilds at first touch, so it is logged, not raised.
         """
         await self.close()
-        self._staged = self._opened()
-        return await self._stage(release, self._staged)
+        try:
+            self._staged = self._opened()
+            return await self._stage(release, self._staged)
+        except (HiertcnError, OSError) as error:
+            _log.warning("active users are rebuilt at their next touch: %s", error)
+            return 0
 
     async def keep(self, release: ServingRelease) -> None:
         """Hand over what was staged, if the release was; then rebuild who is left. Does not wait.
@@ -88,7 +92,6 @@ class Warmer:
         staged, self._staged = self._staged, None
         if staged is None:
             await self.close()
-            staged = self._opened()
         self._task = asyncio.create_task(self._keep(release, staged))
 
     async def kept(self) -> None:
@@ -112,8 +115,9 @@ class Warmer:
             tempfile.TemporaryFile(dir=self._options.state_dir, prefix="warm-")
         )
 
-    async def _keep(self, release: ServingRelease, staged: BinaryIO) -> None:
+    async def _keep(self, release: ServingRelease, staged: BinaryIO | None) -> None:
         try:
+            staged = staged or self._opened()
             for _ in range(_PASSES):
                 await self._hand_over(staged)
                 # Freeing the blocks of a large file takes a while.
@@ -122,7 +126,7 @@ class Warmer:
                 if not await self._stage(release, staged):
                     break
             _log.info("active users are rebuilt under release %d", release.number)
-        except HiertcnError as error:
+        except (HiertcnError, OSError) as error:
             _log.warning("active users are rebuilt at their next touch: %s", error)
         finally:
             self._metrics.warming.set(0)
@@ -163,7 +167,7 @@ class Warmer:
                 count, _ = await process.communicate(asked.to_json().encode())
         except TimeoutError:
             _log.warning("release %d flips before all active users are rebuilt", release.number)
-            return sum(1 for _ in rebuilt_records(file))
+            return await asyncio.to_thread(_count, file)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -172,3 +176,7 @@ class Warmer:
             _log.warning("some active users are rebuilt only at their next touch")
             return 0
         return int(count)
+
+
+def _count(file: BinaryIO) -> int:
+    return sum(1 for _ in rebuilt_records(file))
