@@ -1,11 +1,13 @@
 """Long work leaves two thirds of the event loop to requests."""
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hiertcn.serving.records import loop_share
-from hiertcn.serving.records.loop_share import LoopShare
+from hiertcn.serving.records.loop_share import LoopShare, give_way
 
 
 @pytest.fixture
@@ -51,3 +53,9 @@ def test_waiting_for_others_is_not_paid_for(clock):
 
     asyncio.run(run())
     assert clock.slept == 0
+
+
+def test_only_the_thread_that_gives_way_does():
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
+        assert aside.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -11,6 +11,7 @@ from hiertcn.serving.client import Interaction
 from hiertcn.serving.records import warmer
 from hiertcn.serving.records.rebuilding import Rebuilding, rebuilt_records
 from hiertcn.serving.records.record import user_key
+from hiertcn.serving.releases import activation
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -18,10 +19,24 @@ T0 = 1_767_225_600_000_000 + HOUR_US
 USERS = [f"s{n}" for n in range(40)]
 
 
-def test_a_new_release_finds_active_users_rebuilt(toy_repository, start_sidecar):
+@pytest.fixture(scope="module")
+def server(start_redis):
+    return start_redis()
+
+
+@pytest.mark.parametrize("store", ["lmdb", "valkey", "lmdb, large"])
+def test_a_new_release_finds_active_users_rebuilt(
+    toy_repository, start_sidecar, server, tmp_path, monkeypatch, store
+):
     toys = toy_repository
     toys.publish(2026010101)
-    running = start_sidecar(toys, "", models="in-process")
+    url = f"{server.url}?prefix={tmp_path.name}" if store == "valkey" else ""
+    running = start_sidecar(toys, "", models="in-process", store=url)
+    # What takes only idle processors may wait for one on a busy machine.
+    running.sidecar.warmer._longest_s = 240.0
+    if store == "lmdb, large":
+        monkeypatch.setattr(warmer, "_FEW", 0)
+        monkeypatch.setattr(activation, "_LARGE_BYTES", 0)
     for user in [*USERS, "user-1"]:
         running.client.record([Interaction(user, "item-1", T0)])
     running.client.record([Interaction("ada", "item-3", T0 + 2 * HOUR_US)])
@@ -105,6 +120,34 @@ def test_a_flip_without_rebuilding_leaves_it_to_the_next_touch(
     record = running.sidecar.store.get(user_key("ada"))
     expected = newer.step(newer.start_state, "item-1")
     np.testing.assert_allclose(record.state, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_who_acts_while_users_are_rebuilt_is_rebuilt_again(
+    toy_repository, start_sidecar, monkeypatch
+):
+    toys = toy_repository
+    toys.publish(2026010101)
+    running = start_sidecar(toys, "", models="in-process")
+    running.client.record([Interaction(user, "item-1", T0) for user in ("ada", "bob")])
+    running.client.record([Interaction("eve", "item-3", T0 + 3 * HOUR_US)])
+    newer = toys.publish(2026010201, seed=1, activate=False)
+    stage = running.sidecar.warmer.stage
+
+    async def overtaken(release):
+        assert await stage(release) == 3
+        late = [Interaction("ada", "item-2", T0 + SECOND_US)]
+        assert (await asyncio.to_thread(running.client.record, late)).accepted == 1
+        return 3
+
+    monkeypatch.setattr(running.sidecar.warmer, "stage", overtaken)
+    running.client.activate(2026010201)
+    running.run(running.sidecar.warmer.kept())
+    # Nobody has asked for them since.
+    for user, session in (("ada", ("item-1", "item-2")), ("bob", ("item-1",))):
+        record = running.sidecar.store.get(user_key(user))
+        assert record.release == 2026010201
+        expected = newer.step(newer.start_state, *session)
+        np.testing.assert_allclose(record.state, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_was_cut_off_is_left_out(toy_repository, start_sidecar):

@@ -1,6 +1,6 @@
 """Folds the closed sessions of many users together, each round in one call of ``gru_step``."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -37,14 +37,8 @@ class FoldingRelease(Protocol):
         ...
 
 
-class StateModel(Protocol):
-    """What runs ``gru_step``."""
-
-    async def next_states(
-        self, release: Any, states: NDArray[np.float32], session_means: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """See ``ModelBatcher.next_states``."""
-        ...
+NextStates = Callable[[NDArray[np.float32], NDArray[np.float32]], Awaitable[NDArray[np.float32]]]
+"""``gru_step``: states ``[n, layers, hidden]`` and session means ``[n, dim]`` to the next."""
 
 
 def settled_until_us(release: ServingRelease, recent: RecentInteractions) -> int:
@@ -58,7 +52,10 @@ def settled_until_us(release: ServingRelease, recent: RecentInteractions) -> int
 
 
 async def fold_closed(
-    models: StateModel, release: FoldingRelease, records: Sequence[UserRecord], now_us: int
+    next_states: NextStates,
+    release: FoldingRelease,
+    records: Sequence[UserRecord],
+    now_us: int,
 ) -> list[UserRecord]:
     """The records ``[n]`` with every session folded that is closed at ``now_us``.
 
@@ -78,8 +75,7 @@ async def fold_closed(
             lengths = np.fromiter(map(len, sessions), np.int64, len(sessions))
             vectors = release.table.gather(np.concatenate(sessions))
             sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
-            states = await models.next_states(
-                release,
+            states = await next_states(
                 np.stack([kept[place].state for place in places]),
                 (sums / lengths[:, None]).astype(np.float32),
             )

@@ -57,6 +57,10 @@ class StateSource(Protocol):
         """Rows of the items, -1 where unknown."""
         ...
 
+
+class UserStates(StateSource, Protocol):
+    """A release whose users' snapshots can be looked up."""
+
     def user_snapshot(self, user_id: str) -> UserSnapshot | None:
         """The user's snapshot, None for an unknown user."""
         ...
@@ -91,7 +95,7 @@ class Sessions:
     open_rows: NDArray[np.int32]
 
 
-def rebuilt(record: UserRecord | None, user_id: str, release: StateSource) -> UserRecord:
+def rebuilt(record: UserRecord | None, user_id: str, release: UserStates) -> UserRecord:
     """The user's record under ``release``, nothing after the snapshot folded yet."""
     return rebuilt_from(record, release.user_snapshot(user_id), release)
 

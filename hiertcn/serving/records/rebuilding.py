@@ -38,7 +38,7 @@ from hiertcn.serving.records.batch_fold import fold_closed
 from hiertcn.serving.records.gru_step import GruStep
 from hiertcn.serving.records.loop_share import give_way
 from hiertcn.serving.records.record import UserRecord, encode, user_key
-from hiertcn.serving.records.snapshot import StateSnapshot, UserSnapshot
+from hiertcn.serving.records.snapshot import StateSnapshot
 from hiertcn.serving.stores.crash_note import crashes_noted
 from hiertcn.serving.stores.store import RecordStore
 from hiertcn.serving.stores.store_opening import open_to_read
@@ -115,11 +115,8 @@ class _Release:
     def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return self._items.rows(item_ids) if item_ids else np.empty(0, np.int64)
 
-    def user_snapshot(self, user_id: str) -> UserSnapshot | None:
-        return self.snapshot.lookup(user_id)
-
     async def next_states(
-        self, release: object, states: NDArray[np.float32], session_means: NDArray[np.float32]
+        self, states: NDArray[np.float32], session_means: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         return self._gru_step(states, session_means)
 
@@ -151,7 +148,7 @@ async def _rebuild(asked: Rebuilding, store: RecordStore, file: BinaryIO) -> int
             rebuilt = fold.rebuilt_from(record, snapshot, release, of_journal)
             found.append((key, record.revision, rebuilt))
         records = [record for _, _, record in found]
-        folded = await fold_closed(release, release, records, asked.folded_until_us)
+        folded = await fold_closed(release.next_states, release, records, asked.folded_until_us)
         for (key, base, _), record in zip(found, folded, strict=True):
             stored = encode(record)
             file.write(_REBUILT.pack(key, base, len(stored)) + stored)

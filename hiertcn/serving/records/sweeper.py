@@ -13,6 +13,7 @@ Records of another release are left to the first touch and to the warmer (``warm
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -120,9 +121,9 @@ class Sweeper:
                 elif record.release == release.number and _is_due(record, release, folds_until_us):
                     due.append((key, release.resolved(record)))
             records = [record for _, record in due]
-            for (key, before), record in zip(
-                due, await fold_closed(self._models, release, records, folds_until_us), strict=True
-            ):
+            next_states = functools.partial(self._models.next_states, release)
+            folded = await fold_closed(next_states, release, records, folds_until_us)
+            for (key, before), record in zip(due, folded, strict=True):
                 self._writer.keep_fold(key, before.revision, release.storable(record))
                 self._metrics.sessions_folded.inc(record.revision - before.revision)
         self._after = after
