@@ -29,7 +29,7 @@ _TITLES: Final = {
     "own_transitions": "share of what followed them in the user's own past",
     "past_items": "share of the user's past sessions that have it",
     "familiar_transitions": "share of what follows, if the user had it before",
-    "live_transitions": "share of what everybody went on to just now",
+    "live_transitions": "share of what everybody went on to, or began with, just now",
     "live_5m": "share of the last 5 minutes' interactions",
     "live_15m": "share of the last 15 minutes'",
     "live_1h": "share of the last hour's",

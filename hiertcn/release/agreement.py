@@ -38,6 +38,7 @@ from hiertcn.items.attributes import ITEM_ATTRIBUTES, ItemAttributes
 from hiertcn.items.feature_encoding import FeatureEncoding
 from hiertcn.items.index import IdIndex
 from hiertcn.items.table import ItemTable
+from hiertcn.sessions.live_transitions import START
 from hiertcn.sessions.transitions import TransitionTable
 
 SERVING_PARTS: Final = (
@@ -173,8 +174,8 @@ def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int
         _check_rows(live / "item_rows.npy", table)
     followed = parts["user_states"] / _LIVE_TRANSITIONS
     if followed.exists():
-        for name in ("left_rows", "followed_rows"):
-            _check_rows(followed / f"{name}.npy", table)
+        _check_rows(followed / "left_rows.npy", table, START)
+        _check_rows(followed / "followed_rows.npy", table)
     if TERMS_FILE not in parts:
         return
     TermGate.open(parts[TERMS_FILE])
@@ -188,9 +189,9 @@ def _check_counts(parts: Mapping[str, Path], table: ItemTable, watermark_us: int
         )
 
 
-def _check_rows(file: Path, table: ItemTable) -> None:
+def _check_rows(file: Path, table: ItemTable, least: int = 0) -> None:
     rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table):
+    if len(rows) and not least <= int(rows.min()) <= int(rows.max()) < len(table):
         raise ReleaseError(
             f"{file} names item row {int(rows.max())} but item_table has {len(table)} rows; "
             "publish parts of one pipeline run"

@@ -2,9 +2,10 @@
 
 Where what is read changes by the hour, what the last readers of an item went on to says more than
 what followed it in training. A transition is two neighboring interactions of one session, at the
-time of the later one. At time ``t`` the newest `NEWEST` from an item count, if they happened before
-``t`` and at most `WINDOW_US` earlier; the item's share of them, of `SMOOTHING` more that belong to
-no item, is the feature ``live_transitions`` (``memory.py``).
+time of the later one; a session's first interaction is one from `START`, so that what sessions
+begin with just now is known too. At time ``t`` the newest `NEWEST` from an item count, if they
+happened before ``t`` and at most `WINDOW_US` earlier; the item's share of them, of `SMOOTHING` more
+that belong to no item, is the feature ``live_transitions`` (``memory.py``).
 
 This module reconstructs them for any time of a session store, for training and evaluation;
 ``live_followers.py`` of serving keeps them for the present. Memory: 12 bytes a transition and 8 an
@@ -22,24 +23,26 @@ from hiertcn.sessions.store import SessionStore
 WINDOW_US: Final = 3600 * 1_000_000
 NEWEST: Final = 128
 SMOOTHING: Final = 5.0
+START: Final = -1
+"""Stands for the item left where a session begins."""
 
 _MOST_STEPS: Final = 4096
 """Transitions looked at where many are later than the time asked about, or far too old."""
 
 
 class LiveTransitions(NamedTuple):
-    """Transitions as compiled code takes them, in one of two forms.
+    """Transitions as compiled code takes them, in one of two forms; `START` counts as an item.
 
-    Sorted, for any time: those of the item ``i`` lie at ``offsets[i] .. offsets[i + 1] - 1``, by
-    time, and ``heads`` is empty. Linked, for the present: the newest of ``i`` has the number
-    ``heads[i]``, from 1, and lies at ``(number - 1) % len(followers)``; the one before it from the
-    same item has the number ``before``. Numbers up to ``forgotten`` are overwritten; 0 is none.
+    Sorted, for any time: those of the item ``i`` lie at ``offsets[i + 1] .. offsets[i + 2] - 1``,
+    by time, and ``heads`` is empty. Linked, for the present: the newest of ``i`` has the number
+    ``heads[i + 1]``, from 1, and lies at ``(number - 1) % len(followers)``; the one before it from
+    the same item has the number ``before``. Numbers up to ``forgotten`` are overwritten; 0 is none.
 
     Attributes:
         followers: int32 ``[k]``, the item gone on to.
         times_us: int64 ``[k]``.
-        offsets: int64 ``[items + 1]``, or empty.
-        heads: int64 ``[items]``, or empty.
+        offsets: int64 ``[items + 2]``, or empty.
+        heads: int64 ``[items + 1]``, or empty.
         before: int64 ``[k]``, or empty.
         forgotten: int64 ``[1]``.
     """
@@ -66,8 +69,8 @@ def live_transitions(store: SessionStore, items: int) -> LiveTransitions:
     kept = (sources < items) & (followers < items)
     sources, followers, times_us = sources[kept], followers[kept], times_us[kept]
     order = np.lexsort((times_us, sources))
-    offsets = np.zeros(items + 1, np.int64)
-    np.cumsum(np.bincount(sources, minlength=items), out=offsets[1:])
+    offsets = np.zeros(items + 2, np.int64)
+    np.cumsum(np.bincount(sources - START, minlength=items + 1), out=offsets[1:])
     return no_transitions()._replace(
         followers=followers[order], times_us=times_us[order], offsets=offsets
     )
@@ -78,17 +81,20 @@ def transitions_of(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
     """Return the items left, int32 ``[k]``, and gone on to, and when, int64, in the store's order.
 
+    The item left is `START` where a session begins.
+
     Args:
         store: the sessions.
         after_us: earlier transitions are left out; None for all.
     """
     rows, times_us = np.asarray(store.item_rows), np.asarray(store.timestamps_us)
-    in_one_session = np.ones(max(0, len(rows) - 1), np.bool_)
-    in_one_session[np.asarray(store.session_offsets[1:-1]) - 1] = False
-    if after_us is not None:
-        in_one_session &= times_us[1:] > after_us
-    left = np.flatnonzero(in_one_session)
-    return rows[left], rows[left + 1], times_us[left + 1]
+    left = np.full(len(rows), START, np.int32)
+    left[1:] = rows[:-1]
+    left[np.asarray(store.session_offsets[:-1])] = START
+    if after_us is None:
+        return left, rows, times_us
+    kept = times_us > after_us
+    return left[kept], rows[kept], times_us[kept]
 
 
 @compiled
@@ -99,24 +105,25 @@ def newest_followers(
 
     Args:
         live: the transitions; none of an item past them.
-        item: its row.
+        item: its row, or `START`.
         now_us: only earlier transitions count.
         found: int32 ``[most]``, overwritten.
     """
     count = 0
+    source = item - START
     if len(live.heads) == 0:
-        if item + 1 >= len(live.offsets):
+        if source + 1 >= len(live.offsets):
             return 0
-        first, end = live.offsets[item], live.offsets[item + 1]
+        first, end = live.offsets[source], live.offsets[source + 1]
         at = first + np.searchsorted(live.times_us[first:end], now_us) - 1
         while at >= first and count < len(found) and live.times_us[at] >= now_us - WINDOW_US:
             found[count] = live.followers[at]
             count += 1
             at -= 1
         return count
-    if item >= len(live.heads):
+    if source >= len(live.heads):
         return 0
-    number = live.heads[item]
+    number = live.heads[source]
     steps = 0
     while number > live.forgotten[0] and count < len(found) and steps < _MOST_STEPS:
         at = (number - 1) % len(live.followers)
@@ -141,7 +148,7 @@ def link(
     Args:
         live: linked.
         count: transitions added before.
-        sources: int ``[n]``, rows below ``len(heads)``.
+        sources: int ``[n]``, rows below ``len(heads) - 1``, or `START`.
         followers: int ``[n]``.
         times_us: int64 ``[n]``.
     """
@@ -150,7 +157,8 @@ def link(
         count += 1
         live.followers[at] = followers[place]
         live.times_us[at] = times_us[place]
-        live.before[at] = live.heads[sources[place]]
-        live.heads[sources[place]] = count
+        source = sources[place] - START
+        live.before[at] = live.heads[source]
+        live.heads[source] = count
     live.forgotten[0] = max(0, count - len(live.followers))
     return count

@@ -11,8 +11,8 @@ Six non-negative numbers for an item, zero for nearly all of them:
 - ``session_items``: 1 if it was interacted with in the running session;
 - ``familiar_transitions``: its ``transitions`` again, if the user had it in an earlier session:
   what follows and is familiar is likelier than the sum of both;
-- ``live_transitions``: how often everybody went on to it from the last items of the running session
-  just now (``live_transitions.py``).
+- ``live_transitions``: how often everybody went on to it from the last items of the running
+  session, or began with it, just now (``live_transitions.py``).
 
 A learned gate (models/scoring_terms.py) mixes them into the scores. Training, evaluation and the
 sidecar call the same function on the same histories, so their scores agree. A request costs about

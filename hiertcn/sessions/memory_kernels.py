@@ -15,6 +15,7 @@ from hiertcn.compiling import compiled
 from hiertcn.sessions.live_transitions import (
     NEWEST,
     SMOOTHING,
+    START,
     LiveTransitions,
     newest_followers,
 )
@@ -244,7 +245,7 @@ def _added_up(
     context_start = session_start if session_start < end else first
     context_start = max(context_start, end - _CONTEXT)
     live_start = max(session_start, end - _LIVE_CONTEXT)
-    touched = end - first + (end - live_start) * NEWEST
+    touched = end - first + max(1, end - live_start) * NEWEST
     weight_sum, weight = 0.0, 1.0
     for place in range(context_start, end):
         weight_sum += weight
@@ -267,12 +268,12 @@ def _added_up(
         weight *= _CONTEXT_DECAY
 
     followers = np.empty(NEWEST, np.int32)
+    if session_start == end:
+        _add_live(live, START, 1.0, histories.asked_us[request], followers, slots)
     weight = 1.0
     for place in range(end - 1, live_start - 1, -1):
         if 0 <= rows[place] < catalogue:
-            count = newest_followers(live, rows[place], histories.asked_us[request], followers)
-            for follower in followers[:count]:
-                features[_slot_of(slots, follower), 5] += weight / (count + SMOOTHING)
+            _add_live(live, rows[place], weight, histories.asked_us[request], followers, slots)
         weight *= _CONTEXT_DECAY
 
     # Twice: what is added is a share of the sum.
@@ -325,6 +326,21 @@ def _added_up(
         if 0 <= item < catalogue:
             features[_slot_of(slots, item), 3] = 1.0
     return slots
+
+
+@compiled
+def _add_live(
+    live: LiveTransitions,
+    item: int,
+    weight: float,
+    now_us: int,
+    followers: NDArray[np.int32],
+    slots: _Slots,
+) -> None:
+    """Add what was gone on to from an item just now; ``followers`` is overwritten."""
+    count = newest_followers(live, item, now_us, followers)
+    for follower in followers[:count]:
+        slots.features[_slot_of(slots, follower), 5] += weight / (count + SMOOTHING)
 
 
 @compiled

@@ -13,12 +13,12 @@ from hiertcn.serving.live import live_windows, recent_interactions
 from hiertcn.serving.live.last_items import LastItems
 from hiertcn.serving.live.live_followers import ReleasedTransitions
 from hiertcn.serving.live.live_windows import LiveWindows, MinuteCounts
-from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.recent_interactions import BEGAN, RecentInteractions
 from hiertcn.serving.log.event_log import BEGINNING, EventLog, LoggedDeletion, LoggedInteraction
 from hiertcn.serving.log.tail import LogTail
 from hiertcn.serving.records.record import user_key
 from hiertcn.sessions.live_counts import WINDOWS_MINUTES
-from hiertcn.sessions.live_transitions import NEWEST, newest_followers
+from hiertcn.sessions.live_transitions import NEWEST, START, newest_followers
 
 MINUTE_US = 60_000_000
 NOW = 29_000_000  # a minute since the epoch, in 2025
@@ -34,6 +34,12 @@ def item_rows(item_ids):
 class KnownItems:
     gap_us = GAP_US
     item_rows = staticmethod(item_rows)
+
+    def __init__(self, last=None):
+        self.last = last or {}
+
+    def last_interactions(self, user_ids, until_us):
+        return [self.last.get(user) for user in user_ids]
 
 
 def windows(recent, before=None):
@@ -107,7 +113,9 @@ def followers(live, item, now_us):
 
 @settings(max_examples=100)
 @given(
-    st.lists(st.lists(st.tuples(items, st.none() | items), max_size=6), max_size=12),
+    st.lists(
+        st.lists(st.tuples(items, st.none() | st.just(BEGAN) | items), max_size=6), max_size=12
+    ),
     st.integers(1, 7),
 )
 def test_transitions_are_those_between_known_items(groups, chunk):
@@ -120,29 +128,31 @@ def test_transitions_are_those_between_known_items(groups, chunk):
             arrivals = [(item, us) for (item, _), us in zip(group, times_us, strict=True)]
             recent.add(arrivals, [previous for _, previous in group])
             moves += [
-                (int(previous), int(item))
+                (int(previous or START), int(item))
                 for item, previous in group
-                if item.isdecimal() and previous is not None and previous.isdecimal()
+                if item.isdecimal() and previous is not None and (previous or "0").isdecimal()
             ]
             for view in (live.at(now_us + 1), windows(recent).at(now_us + 1)):
-                for left in range(ITEMS):
+                for left in range(START, ITEMS):
                     expected = [item for one, item in reversed(moves) if one == left]
                     assert followers(view, left, now_us + 1) == expected
 
 
 def test_a_releases_own_transitions_go_before_what_was_recorded():
     own = ReleasedTransitions(
-        left_rows=np.array([1, 2], np.int32),
-        followed_rows=np.array([3, 3], np.int32),
-        times_us=np.array([WATERMARK_US - 9, WATERMARK_US]),
+        left_rows=np.array([1, START, 2], np.int32),
+        followed_rows=np.array([3, 5, 3], np.int32),
+        times_us=np.array([WATERMARK_US - 9, WATERMARK_US - 8, WATERMARK_US]),
     )
     recent = RecentInteractions()
-    recent.add([("3", WATERMARK_US), ("4", WATERMARK_US + 5)], ["2", "1"])
+    told = [("3", WATERMARK_US), ("4", WATERMARK_US + 5), ("2", WATERMARK_US + 6)]
+    recent.add(told, ["2", "1", BEGAN])
     live = LiveWindows(ITEMS, item_rows, WATERMARK_US, recent, None, own)
     view = live.at(WATERMARK_US + 9)
     # The release has seen what happened up to its watermark.
     assert followers(view, 2, WATERMARK_US + 9) == [3]
     assert followers(view, 1, WATERMARK_US + 9) == [4, 3]
+    assert followers(view, START, WATERMARK_US + 9) == [2, 5]
     live.widen(ITEMS + 3)
     assert followers(live.at(WATERMARK_US + 9), 1, WATERMARK_US + 9) == [4, 3]
 
@@ -226,36 +236,46 @@ def test_a_restart_reads_the_log_once_each(tmp_path):
     assert nothing.since(0) == ([], 0)
 
 
+def before_of(item_ids, code):
+    return item_ids[code] if code >= 0 else BEGAN if code == START else None
+
+
 def test_a_log_gives_the_item_before_each_in_its_session(tmp_path):
     """Read at once after a restart, or followed by a reading process."""
     began = WATERMARK_US + 1
     logged = [
-        ("a", "1", 0, None),
-        ("b", "2", 1, None),
+        ("a", "1", 0, "5"),
+        ("b", "2", 1, BEGAN),
         ("a", "3", 60_000_000, "1"),
         ("a", "unheard of", 61_000_000, None),
         ("a", "4", 62_000_000, "3"),
         ("a", "5", 30_000_000, None),  # came late
         ("b", "0", 1 + GAP_US, "2"),
-        ("b", "1", 3 + 2 * GAP_US, None),  # a session of its own
+        ("b", "1", 3 + 2 * GAP_US, BEGAN),
         ("a", "2", 63_000_000, "4"),
+        ("c", "2", GAP_US - 1, BEGAN),
+        ("d", "2", GAP_US + 2, BEGAN),
     ]
+    release = KnownItems({"a": ("5", WATERMARK_US), "c": ("3", WATERMARK_US - 2 * GAP_US)})
     log = EventLog.open(tmp_path / "log")
     for user, item, us, _ in logged:
         position = log.append([LoggedInteraction(user, item, began + us, 0, 0, "")])
     recent = RecentInteractions()
-    recent.fill(log, position, WATERMARK_US, KnownItems())
-    ((ids, _, _, previous),), _ = recent.since(0)
+    recent.fill(log, position, WATERMARK_US, release)
+    ((ids, codes, _, previous),), _ = recent.since(0)
+    assert [ids[code] for code in codes.tolist()] == [item for _, item, *_ in logged]
     expected = [before for *_, before in logged]
-    assert [ids[code] if code >= 0 else None for code in previous.tolist()] == expected
+    assert [before_of(ids, code) for code in previous.tolist()] == expected
     interactions, _ = LogTail(tmp_path / "log", BEGINNING).read(position)
     log.close()
     last = LastItems()
     found = [
-        *last.before(interactions[:4], KnownItems()),
-        *last.before(interactions[4:], KnownItems()),
+        *last.before(interactions[:4], release),
+        *last.before(interactions[4:], release),
     ]
-    assert found == expected
+    # Who reads no release cannot tell where users were within a gap before the log.
+    firsts = [[one[0] for one in logged].index(user) for user in "abc"]
+    assert found == [None if at in firsts else before for at, before in enumerate(expected)]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 10, 12, 13])

@@ -5,10 +5,11 @@ import pytest
 
 from hiertcn.export.scoring_terms import export_terms
 from hiertcn.serving.client import Interaction
-from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.recent_interactions import BEGAN, RecentInteractions
 from hiertcn.serving.live.shared_arrivals import SharedArrivals
 from hiertcn.serving.log.event_log import Position
 from hiertcn.serving.stores.store_valkey import ValkeyStore
+from hiertcn.sessions.live_transitions import START
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable
 from models.scoring_terms import ScoringTerms
 from tests.waiting import until
@@ -122,7 +123,7 @@ def test_long_groups_arrive_whole_and_own_ones_from_a_place_in_the_log_on(server
     store = ValkeyStore(f"{server.url}?prefix={tmp_path.name}", "a")
     others, started_later = RecentInteractions(), RecentInteractions()
     told = [(f"item-{n}", T0 + n) for n in range(200)]
-    previous = [None if n % 3 == 0 else f"ïtem-{n}" for n in range(200)]
+    previous = [(None, BEGAN, f"ïtem-{n}")[n % 3] for n in range(200)]
     SharedArrivals(store, "a", RecentInteractions()).tell(told, previous, [], Position(1, 90))
     SharedArrivals(store, "a", RecentInteractions()).tell([("x", T0)], ["y"], [], Position(2, 8))
     every = SharedArrivals(store, "b", others)
@@ -138,7 +139,10 @@ def test_long_groups_arrive_whole_and_own_ones_from_a_place_in_the_log_on(server
 def arrivals(recent):
     found, _ = recent.since(0)
     return [
-        ((one.item_ids[code], time_us), one.item_ids[before] if before >= 0 else None)
+        (
+            (one.item_ids[code], time_us),
+            one.item_ids[before] if before >= 0 else BEGAN if before == START else None,
+        )
         for one in found
         for code, time_us, before in zip(
             one.codes.tolist(), one.timestamps_us.tolist(), one.previous.tolist(), strict=True

@@ -17,7 +17,7 @@ from hiertcn.sessions.live_counts import (
     LiveShares,
     minute_counts,
 )
-from hiertcn.sessions.live_transitions import WINDOW_US
+from hiertcn.sessions.live_transitions import START, WINDOW_US
 from hiertcn.sessions.memory import Histories, MemoryFeatures, histories_before
 from hiertcn.sessions.request_features import FEATURES, RequestFeatures
 from hiertcn.sessions.transitions import TransitionOptions, TransitionTable, count_transitions
@@ -99,10 +99,11 @@ def test_options_out_of_range_are_named(options, message):
 def reference_live(moves, running, now_us):
     """Shares ``[items]`` of what others went on to from the last items of ``running``.
 
-    ``moves``: of all sessions, ``(time, item left, item gone on to)``, by time.
+    Of what they began with, where nothing runs. ``moves``: of all sessions, ``(time, item left or
+    START, item gone on to)``, by time.
     """
     shares = np.zeros(ITEMS)
-    for back, item in enumerate(reversed(running[-3:])):
+    for back, item in enumerate(reversed(running[-3:] or [START])):
         followers = [
             follower
             for at_us, left, follower in moves
@@ -117,9 +118,12 @@ def moves_of(store):
     sessions = np.searchsorted(
         store.session_offsets, np.arange(store.meta.interactions), side="right"
     )
-    pairs = [at for at in range(1, len(sessions)) if sessions[at] == sessions[at - 1]]
     rows, times = store.item_rows.tolist(), store.timestamps_us.tolist()
-    return sorted(((times[at], rows[at - 1], rows[at]) for at in pairs), key=lambda one: one[0])
+    moves = [
+        (times[at], rows[at - 1] if at and sessions[at] == sessions[at - 1] else START, rows[at])
+        for at in range(len(rows))
+    ]
+    return sorted(moves, key=lambda one: one[0])
 
 
 def reference_features(past, running, table):

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-from hiertcn.serving.live.recent_interactions import KnownItems
+from hiertcn.serving.live.recent_interactions import BEGAN, KnownItems
 from hiertcn.serving.log.tail import LoggedArrival
 
 _MOST_USERS: Final = 100_000
@@ -15,14 +15,16 @@ class LastItems:
 
     def __init__(self) -> None:
         self._last: OrderedDict[int, tuple[str, int]] = OrderedDict()
+        self._since_us: int | None = None
 
     def before(
         self, interactions: Sequence[LoggedArrival], release: KnownItems
     ) -> list[str | None]:
-        """Note interactions; return the item before each in its session, None where it began one.
+        """Note interactions; return the item before each in its session.
 
-        One that comes late, in the order of time, follows nothing and is not noted, as are items
-        that the release does not know.
+        `BEGAN` where it began a session, None where that is not known: within a gap after the
+        first interaction ever noted. One that comes late, in the order of time, follows nothing and
+        is not noted, as are items that the release does not know.
         """
         rows = release.item_rows([one.item_id for one in interactions]).tolist()
         return [
@@ -31,6 +33,8 @@ class LastItems:
         ]
 
     def _moved_on(self, arrival: LoggedArrival, gap_us: int) -> str | None:
+        if self._since_us is None:
+            self._since_us = arrival.timestamp_us
         last = self._last.get(arrival.user)
         if last is not None and arrival.timestamp_us < last[1]:
             return None
@@ -38,6 +42,6 @@ class LastItems:
         self._last.move_to_end(arrival.user)
         if len(self._last) > _MOST_USERS:
             self._last.popitem(last=False)
-        if last is None or arrival.timestamp_us - last[1] > gap_us:
-            return None
-        return last[0]
+        if last is not None and arrival.timestamp_us - last[1] <= gap_us:
+            return last[0]
+        return BEGAN if last or arrival.timestamp_us - self._since_us > gap_us else None

@@ -2,8 +2,8 @@
 
 What ``hiertcn.sessions.live_transitions`` reconstructs for any time, for the present: those of the
 release's last hour, and what was recorded here since, in the order of arrival. The newest 262,144
-are kept, linked by the item left, so one costs a microsecond to add and a request reads those of
-its last items only. 20 bytes each and 8 an item.
+are kept, linked by the item left (or the session's start), so one costs a microsecond to add and a
+request reads those of its last items only. 20 bytes each and 8 an item.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hiertcn.errors import InputError
 from hiertcn.files import whole_directory
 from hiertcn.sessions.live_transitions import (
+    START,
     WINDOW_US,
     LiveTransitions,
     link,
@@ -32,7 +33,7 @@ class ReleasedTransitions:
     """The transitions of the last hour of a log: the ``live_transitions`` part of a release.
 
     Attributes:
-        left_rows: int32 ``[k]``, rows of the release.
+        left_rows: int32 ``[k]``, rows of the release, or `START`.
         followed_rows: int32 ``[k]``.
         times_us: int64 ``[k]``, ascending.
     """
@@ -103,7 +104,7 @@ class LiveFollowers:
             times_us=np.zeros(most, np.int64),
             before=np.zeros(most, np.int64),
             # Untouched pages of zeros take no memory.
-            heads=np.zeros(items, np.int64),
+            heads=np.zeros(items - START, np.int64),
         )
         self._count = 0
         nothing = np.empty(0, np.int64)
@@ -114,7 +115,7 @@ class LiveFollowers:
 
     def widen(self, items: int) -> None:
         """Make room for items that came after the release."""
-        more = max(0, items - len(self.arrays.heads))
+        more = max(0, items - START - len(self.arrays.heads))
         self.arrays = self.arrays._replace(heads=np.pad(self.arrays.heads, (0, more)))
 
     def add(

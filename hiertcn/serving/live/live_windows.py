@@ -28,7 +28,7 @@ from hiertcn.files import read_json, whole_directory, write_json
 from hiertcn.serving.live.live_followers import LiveFollowers, ReleasedTransitions
 from hiertcn.serving.live.recent_interactions import RecentInteractions
 from hiertcn.sessions.live_counts import MINUTE_US, WINDOWS_MINUTES, minute_counts
-from hiertcn.sessions.live_transitions import LiveTransitions
+from hiertcn.sessions.live_transitions import START, LiveTransitions
 from hiertcn.sessions.store import SessionStore
 
 _FORMAT: Final = 1
@@ -319,8 +319,8 @@ class LiveWindows:
             row_of = self._item_rows(item_ids)
             rows = row_of[codes]
             counted = (rows >= 0) & (timestamps_us > self._watermark_us)
-            left = np.where(previous >= 0, row_of[previous], -1)
-            moved = counted & (left >= 0)
+            left = np.where(previous >= 0, row_of[np.maximum(previous, 0)], START)
+            moved = counted & ((left >= 0) | (previous == START))
             transitions.append((left[moved], rows[moved], timestamps_us[moved]))
             rows, minutes = rows[counted], timestamps_us[counted] // MINUTE_US
             self._add(minutes, rows.astype(np.int32), np.ones(len(rows), np.float32))

@@ -24,14 +24,20 @@ from numpy.typing import NDArray
 
 from hiertcn.compiling import compiled
 from hiertcn.errors import InputError
+from hiertcn.items.hashing import xxh64
 from hiertcn.serving.log.entries import Position, SegmentedLog
 from hiertcn.serving.log.scan import ScannedInteractions, scan
 from hiertcn.serving.records.record import NEVER_US
+from hiertcn.sessions.live_transitions import START
 
 _log = logging.getLogger(__name__)
 
 MOST: Final = 8_000_000
+BEGAN: Final = ""
+"""Stands for the item before one that began its session; no item's id is empty."""
+
 _CHUNK: Final = 65_536
+_NOT_KNOWN: Final = START - 1
 
 
 class Arrivals(NamedTuple):
@@ -41,8 +47,8 @@ class Arrivals(NamedTuple):
         item_ids: what codes stand for.
         codes: int32 ``[n]``, the items.
         timestamps_us: int64 ``[n]``.
-        previous: int32 ``[n]``, the item before each in its session, -1 where it began one or that
-            is not known.
+        previous: int32 ``[n]``, the item before each in its session, `START` where it began one,
+            -2 where that is not known.
     """
 
     item_ids: list[str]
@@ -52,7 +58,7 @@ class Arrivals(NamedTuple):
 
 
 class KnownItems(Protocol):
-    """What a release says of items and sessions.
+    """What a release says of items, sessions and what happened before it.
 
     Attributes:
         gap_us: idle time that closes a session, microseconds.
@@ -62,6 +68,12 @@ class KnownItems(Protocol):
 
     def item_rows(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the items, -1 where unknown."""
+        ...
+
+    def last_interactions(
+        self, user_ids: Sequence[str], until_us: int
+    ) -> list[tuple[str, int] | None]:
+        """Item and time of each user's last interaction up to a time; None where none is known."""
         ...
 
 
@@ -95,7 +107,10 @@ class _Chunk:
     def add(self, item_id: str, timestamp_us: int, previous: str | None) -> None:
         self._codes.append(self._code(item_id))
         self._timestamps_us.append(timestamp_us)
-        self._previous.append(-1 if previous is None else self._code(previous))
+        if previous is None:
+            self._previous.append(_NOT_KNOWN)
+        else:
+            self._previous.append(START if previous == BEGAN else self._code(previous))
 
     def since(self, place: int) -> Arrivals:
         # Slices are copies, so the arrays may grow while the caller reads.
@@ -149,7 +164,8 @@ class RecentInteractions:
 
         Args:
             interactions: item ids and times in microseconds.
-            previous: of each, the item before it in its session; None where there is none.
+            previous: of each, the item before it in its session, `BEGAN` where it began one, None
+                where that is not known.
         """
         with self._lock:
             for (item_id, timestamp_us), before in zip(interactions, previous, strict=False):
@@ -192,13 +208,15 @@ class RecentInteractions:
                 _log.error("%s is damaged (%s); live counts go without it", path, error)
                 continue
             kept = scanned.timestamps_us > after_us
+            chosen = pa.array(kept)
             found.append(
                 ScannedInteractions(
-                    scanned.item_ids.filter(pa.array(kept)),
+                    scanned.item_ids.filter(chosen),
                     scanned.timestamps_us[kept],
                     scanned.same[kept],
                     scanned.keys[kept],
                     scanned.users[kept],
+                    scanned.user_ids.filter(chosen),
                 )
             )
             total += int(kept.sum())
@@ -210,41 +228,70 @@ class RecentInteractions:
         timestamps_us = np.concatenate([one.timestamps_us for one in found])
         new = _firsts(np.concatenate([one.keys for one in found]))
         new[new] = _firsts(np.concatenate([one.same for one in found])[new])
-        users = np.concatenate([one.users for one in found])[new]
-        item_ids = pa.chunked_array([one.item_ids for one in found]).filter(pa.array(new))
-        distinct = item_ids.combine_chunks().dictionary_encode()
-        codes = distinct.indices.to_numpy()
-        known = release.item_rows(distinct.dictionary.to_pylist())[codes] >= 0
-        previous = previous_places(users, timestamps_us[new], known, release.gap_us)
-        self._add_arrays(distinct.dictionary, codes, timestamps_us[new], previous)
+        near = pa.array(new & (timestamps_us <= after_us + release.gap_us))
+        came_before = _came_before(
+            pa.chunked_array([one.user_ids for one in found]).filter(near), after_us, release
+        )
+        self._add_arrays(
+            pa.chunked_array([came_before.item_ids, *(one.item_ids for one in found)]).filter(
+                pa.array(np.append(np.ones(len(came_before.users), np.bool_), new))
+            ),
+            np.append(came_before.timestamps_us, timestamps_us[new]),
+            np.append(came_before.users, np.concatenate([one.users for one in found])[new]),
+            len(came_before.users),
+            release,
+        )
 
     def _add_arrays(
         self,
-        item_ids: pa.Array,
-        codes: NDArray[np.integer[Any]],
+        item_ids: pa.ChunkedArray,
         timestamps_us: NDArray[np.int64],
-        previous: NDArray[np.int64],
+        users: NDArray[np.uint64],
+        skipped: int,
+        release: KnownItems,
     ) -> None:
-        before = np.where(previous >= 0, codes[previous], -1)
+        """Add ``[n]`` interactions but the first ``skipped``, which only came before others."""
+        distinct = item_ids.combine_chunks().dictionary_encode()
+        codes = distinct.indices.to_numpy()
+        known = release.item_rows(distinct.dictionary.to_pylist())[codes] >= 0
+        previous = previous_places(users, timestamps_us, known, release.gap_us)
+        before = np.where(previous >= 0, codes[np.maximum(previous, 0)], previous)
         with self._lock:
-            self._newest_us = max(self._newest_us, int(timestamps_us.max()))
-            for first in range(0, len(timestamps_us), _CHUNK):
+            self._newest_us = max(self._newest_us, int(timestamps_us[skipped:].max()))
+            for first in range(skipped, len(timestamps_us), _CHUNK):
                 part = slice(first, first + _CHUNK)
                 used, own, previous_codes = _renumbered(codes[part], before[part])
-                ids = item_ids.take(pa.array(used)).to_pylist()
+                ids = distinct.dictionary.take(pa.array(used)).to_pylist()
                 chunk = _Chunk.of(ids, own, timestamps_us[part], previous_codes)
                 self._chunks.append(chunk)
                 self._end += len(chunk)
 
 
+class _CameBefore(NamedTuple):
+    item_ids: pa.Array
+    timestamps_us: NDArray[np.int64]
+    users: NDArray[np.uint64]
+
+
+def _came_before(user_ids: pa.ChunkedArray, until_us: int, release: KnownItems) -> _CameBefore:
+    """What a release knows of users just before a log begins: they may have gone on from it."""
+    ids = user_ids.unique()
+    last = release.last_interactions(ids.to_pylist(), until_us)
+    return _CameBefore(
+        pa.array([one[0] for one in last if one is not None], pa.large_string()),
+        np.array([one[1] for one in last if one is not None], np.int64),
+        xxh64(ids.filter(pa.array([one is not None for one in last], pa.bool_()))),
+    )
+
+
 def _renumbered(
     codes: NDArray[np.integer[Any]], previous: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[Any], NDArray[np.intc], NDArray[np.intc]]:
-    """The distinct codes of both, and both numbered by their place among them; -1 stays -1."""
-    used, inverse = np.unique(np.concatenate([codes, previous]), return_inverse=True)
-    # The code -1 comes first, if it is there.
-    skipped = int(used[0] < 0)
-    places: NDArray[np.intc] = (inverse - skipped).astype(np.intc)
+    """The distinct codes of both, and both numbered by place among them; negative ones stay."""
+    both = np.concatenate([codes, previous])
+    used, inverse = np.unique(both, return_inverse=True)
+    skipped = int((used < 0).sum())
+    places: NDArray[np.intc] = np.where(both < 0, both, inverse - skipped).astype(np.intc)
     return used[skipped:], places[: len(codes)], places[len(codes) :]
 
 
@@ -254,7 +301,9 @@ def previous_places(
     known: NDArray[np.bool_],
     gap_us: int,
 ) -> NDArray[np.int64]:
-    """Where the interaction before each one in its session is, int64 ``[n]``, -1 where it began it.
+    """Where the interaction before each one in its session is, int64 ``[n]``.
+
+    `START` where it began it, -2 where it came late or is passed over.
 
     Args:
         users: uint64 ``[n]``, equal for interactions of one user.
@@ -264,7 +313,7 @@ def previous_places(
     """
     order = np.flatnonzero(known)
     order = order[np.argsort(users[order], kind="stable")]
-    previous = np.full(len(users), -1, np.int64)
+    previous = np.full(len(users), _NOT_KNOWN, np.int64)
     _find_previous(users, timestamps_us, order, gap_us, previous)
     return previous
 
@@ -279,9 +328,11 @@ def _find_previous(
 ) -> None:
     last = -1
     for place in order:
+        previous[place] = START
         if last >= 0 and users[last] == users[place]:
             if timestamps_us[place] < timestamps_us[last]:
                 # It came late: nobody went on from here to there.
+                previous[place] = _NOT_KNOWN
                 continue
             if timestamps_us[place] - timestamps_us[last] <= gap_us:
                 previous[place] = last

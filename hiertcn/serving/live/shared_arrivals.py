@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from hiertcn.errors import HiertcnError
-from hiertcn.serving.live.recent_interactions import MOST, RecentInteractions
+from hiertcn.serving.live.recent_interactions import BEGAN, MOST, RecentInteractions
 from hiertcn.serving.log.event_log import LoggedDeletion, Position
 from hiertcn.serving.stores.store_valkey import ValkeyStore
 
@@ -95,7 +95,7 @@ class SharedArrivals:
 
         Args:
             interactions: item ids and times in microseconds.
-            previous: of each, the item before it in its session; None where there is none.
+            previous: of each, the item before it in its session, see `RecentInteractions.add`.
             deletions: who was deleted.
             position: the end of all of them in this sidecar's log.
         """
@@ -172,16 +172,18 @@ def _packed(
     lengths_before, before = _packed_texts([one or "" for one in previous])
     return [
         *(b"e", b"%d:%d" % position, b"t", times_us.tobytes(), b"l", lengths, b"i", ids),
-        *(b"m", lengths_before, b"b", before),
+        *(b"m", lengths_before, b"b", before, b"s", bytes(one == BEGAN for one in previous)),
     ]
 
 
 def _unpacked(fields: dict[bytes, bytes]) -> tuple[list[tuple[str, int]], list[str | None]]:
     times_us = np.frombuffer(fields[b"t"], "<i8").tolist()
     ids = _texts(fields[b"l"], fields[b"i"])
-    # A sidecar of an older version does not tell what came before.
+    # A sidecar of an older version does not tell what came before, or not what began a session.
     before = _texts(fields[b"m"], fields[b"b"]) if b"m" in fields else [""] * len(ids)
-    return list(zip(ids, times_us, strict=True)), [one or None for one in before]
+    began = fields.get(b"s", bytes(len(ids)))
+    previous = [BEGAN if start else one or None for one, start in zip(before, began, strict=True)]
+    return list(zip(ids, times_us, strict=True)), previous
 
 
 def _position(fields: dict[bytes, bytes]) -> Position:

@@ -29,7 +29,8 @@ class ScannedInteractions(NamedTuple):
         timestamps_us: int64 ``[n]``.
         same: uint64 ``[n]``, equal for the same user, item and time.
         keys: uint64 ``[n]``, equal for the same user and idempotency key, 0 without a key.
-        users: uint64 ``[n]``, equal for the same user.
+        users: uint64 ``[n]``, equal for the same user: XXH64 of their ids.
+        user_ids: Arrow large_string ``[n]``.
     """
 
     item_ids: pa.Array
@@ -37,6 +38,7 @@ class ScannedInteractions(NamedTuple):
     same: NDArray[np.uint64]
     keys: NDArray[np.uint64]
     users: NDArray[np.uint64]
+    user_ids: pa.Array
 
 
 def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions:
@@ -73,12 +75,14 @@ def scan(data: NDArray[np.uint8], end: int | None = None) -> ScannedInteractions
         (items, same, key, users),
     )
     keys = xxh64(_strings(offsets["key"], key))
+    user_ids = _strings(offsets["user"], users)
     return ScannedInteractions(
         _strings(offsets["item"], items),
         timestamps_us,
         xxh64(_strings(offsets["same"], same)),
         np.where(given_keys == 0, np.uint64(0), keys),
-        xxh64(_strings(offsets["user"], users)),
+        xxh64(user_ids),
+        user_ids,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from hiertcn.errors import InputError, ServingError
-from hiertcn.serving.live.recent_interactions import RecentInteractions
+from hiertcn.serving.live.recent_interactions import BEGAN, RecentInteractions
 from hiertcn.serving.log.event_log import (
     BEGINNING,
     Entry,
@@ -48,7 +48,7 @@ class Applied(NamedTuple):
     """What became of one logged entry.
 
     ``known_item`` is false for items without a row; ``previous`` is the item before it in its
-    session, None where it began one, came late or is no interaction.
+    session, `BEGAN` where it began one, None where it came late or is no interaction.
     """
 
     outcome: Outcome
@@ -296,12 +296,14 @@ def key_of(entry: UserEntry) -> bytes:
 
 
 def _previous_item(record: UserRecord, timestamp_us: int, release: ServingRelease) -> str | None:
-    """The item that a user's open session was at, None if no session is open at that time.
+    """The item that a user's open session was at, `BEGAN` if none is open, None before its last.
 
     Items that the release does not know are passed over, as they are in a session store.
     """
     rows, timestamps_us = history(release.resolved(record))
-    if not len(rows) or not 0 <= timestamp_us - timestamps_us[-1] <= release.gap_us:
+    if not len(rows) or timestamp_us - timestamps_us[-1] > release.gap_us:
+        return BEGAN
+    if timestamp_us < timestamps_us[-1]:
         return None
     return release.items.ids(rows[-1:])[0]
 

@@ -255,6 +255,22 @@ class ServingRelease:
         rows = self.snapshot.rows(user_ids).tolist()
         return [None if row < 0 else self.snapshot.at(row) for row in rows]
 
+    def last_interactions(
+        self, user_ids: Sequence[str], until_us: int
+    ) -> list[tuple[str, int] | None]:
+        """Item and time of each user's last interaction up to a time that the snapshot knows."""
+        rows, times_us = [], []
+        for found in self.user_snapshots(user_ids):
+            times = np.empty(0) if found is None else found.history_timestamps_us
+            at = int(np.searchsorted(times, until_us, side="right")) - 1
+            rows.append(int(found.history_item_rows[at]) if found is not None and at >= 0 else -1)
+            times_us.append(int(times[at]) if at >= 0 else until_us)
+        item_ids = iter(self.items.ids([row for row in rows if row >= 0]))
+        return [
+            (next(item_ids), time_us) if row >= 0 else None
+            for row, time_us in zip(rows, times_us, strict=True)
+        ]
+
     def warm(self) -> None:
         """Make every look-up once, so that none is compiled or faulted in under a request."""
         first = self.items.ids([0])
