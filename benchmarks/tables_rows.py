@@ -261,6 +261,7 @@ OPTION_ROWS: Final[Mapping[str, Build]] = {
     "weighted mean": network(hiertcn(aggregate="weighted")),
     "time gaps": network(hiertcn(time_gaps=True)),
     "event types": network(_with_event_types),
+    "linear head": network(hiertcn(head="linear")),
     "input dropout": network(hiertcn(input_dropout=0.2)),
     "3 positions ahead": network(hiertcn(), positions_ahead=3),
     "in-batch negatives alone": network(hiertcn(), random_negatives=0),

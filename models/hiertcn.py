@@ -2,9 +2,9 @@
 
 The high level takes one GRU step per closed session on the mean of its item embeddings (Eq. 10).
 The low level is a causal TCN over ``concat(item, user state)`` at every position of a session (Full
-connection, Eq. 11), followed by the two-layer perceptron of Eq. 4, whose output ``u`` scores an
-item by the dot product with its embedding (Eq. 12). Learned tokens stand for the item before a
-session's first and for the state before a user's first session.
+connection, Eq. 11), followed by the two-layer perceptron of Eq. 4, or a linear map, whose output
+``u`` scores an item by the dot product with its embedding (Eq. 12). Learned tokens stand for the
+item before a session's first and for the state before a user's first session.
 
 Where the aggregate is made of inputs (a mean, plain or weighted), all GRU steps of a batch run
 before all TCN positions, so the TCN sees every session of the batch at once. With the TCN's last
@@ -32,6 +32,7 @@ from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.session_model import SessionContext
 from models.gru import GRUCell, StackedGRU
+from models.head import make_head
 from models.hiertcn_config import HierTCNConfig as HierTCNConfig
 from models.scoring_terms import ScoringTerms
 from models.session_layouts import LayoutName, make_layout
@@ -46,7 +47,7 @@ class HierTCN(nn.Module):
     """The two-level network.
 
     Parts that serving exports: ``gru`` (:class:`models.gru.StackedGRU`), ``tcn``
-    (:class:`models.tcn.TCN`), ``head`` (Linear, ReLU, Linear), ``start_item [item_dim]``,
+    (:class:`models.tcn.TCN`), ``head`` (:func:`models.head.make_head`), ``start_item [item_dim]``,
     ``start_state [gru_layers, hidden]`` and ``terms`` (:class:`models.scoring_terms.ScoringTerms`,
     None where the configuration names none).
 
@@ -81,11 +82,7 @@ class HierTCN(nn.Module):
             config.dropout,
             _NORM_STEPS if config.batch_norm else 0,
         )
-        self.head = nn.Sequential(
-            nn.Linear(config.filters, config.filters),
-            nn.ReLU(),
-            nn.Linear(config.filters, config.item_dim),
-        )
+        self.head = make_head(config.head, config.filters, config.item_dim)
         self.item_scores: nn.Linear | None = None
         if config.aggregate == "weighted":
             self.item_scores = nn.Linear(config.item_dim, 1, bias=False)

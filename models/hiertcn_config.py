@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from hiertcn.errors import InputError
+from models.head import HEADS, HeadName
 
 Connection = Literal["full", "init"]
 CONNECTIONS: Final = ("full", "init")
@@ -32,6 +33,8 @@ class HierTCNConfig:
             alone), section 3.4.2.
         aggregate: what the GRU reads of a session: mean (of its items), weighted (a mean with the
             softmax of a learned linear score as weights) or last (the TCN's last hidden vector).
+        head: perceptron (Eq. 4, two layers) or linear (the second of them alone) between the TCN
+            and the dynamic user embedding.
         batch_norm: normalise after each convolution and what the GRU's first layer makes of its
             input, with statistics per time step: positions of a session, and sessions of a user
             (section 3.5.3). Between a layer's steps nothing is normalised.
@@ -55,6 +58,7 @@ class HierTCNConfig:
     input_dropout: float = 0.0
     connection: Connection = "full"
     aggregate: Aggregate = "mean"
+    head: HeadName = "perceptron"
     batch_norm: bool = False
     time_gaps: bool = False
     event_types: tuple[str, ...] = ()
@@ -69,7 +73,11 @@ class HierTCNConfig:
             share = getattr(self, name)
             if not 0.0 <= share < 1.0:
                 raise InputError(f"HierTCNConfig.{name} is {share}; expected 0 <= {name} < 1")
-        for name, known in (("connection", CONNECTIONS), ("aggregate", AGGREGATES)):
+        for name, known in (
+            ("connection", CONNECTIONS),
+            ("aggregate", AGGREGATES),
+            ("head", HEADS),
+        ):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"HierTCNConfig.{name} is {getattr(self, name)!r}; expected one of "

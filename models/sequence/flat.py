@@ -37,6 +37,7 @@ class FlatNetwork(nn.Module):
         self.config = config
         self.item_dim = config.item_dim
         self.start_item = nn.Parameter(torch.randn(config.item_dim) / math.sqrt(config.item_dim))
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self._starts: NDArray[np.bool_] | None = None
 
     @property
@@ -139,7 +140,7 @@ class FlatNetwork(nn.Module):
         return torch.cat(before).index_select(0, batch.targets), state
 
     def _tokens(self, items: Tensor, windows: Windows) -> Tensor:
-        rows = torch.cat([self.start_item.unsqueeze(0), items])
+        rows = torch.cat([self.start_item.unsqueeze(0), self.input_dropout(items)])
         return rows.index_select(0, windows.item + 1) * math.sqrt(self.item_dim)
 
     def _session_starts(self, batch: LaneBatch, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:

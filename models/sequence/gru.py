@@ -9,14 +9,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.sequence.config import NetworkConfig
+from models.head import make_head
+from models.sequence.config import HeadedConfig
 from models.sequence.flat import WHOLE, FlatNetwork
-from models.sequence.recurrent import PackedGRU, head
+from models.sequence.recurrent import PackedGRU
 from models.sequence.tokens import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRUConfig(NetworkConfig):
+class GRUConfig(HeadedConfig):
     """The shape of a GRU; defaults are the paper's. ``dropout`` acts on every layer's output."""
 
     network: ClassVar[str] = "GRU"
@@ -31,7 +32,7 @@ class GRU(FlatNetwork):
     def __init__(self, config: GRUConfig) -> None:
         super().__init__(config)
         self.gru = PackedGRU(config.item_dim, config.hidden, config.layers, config.dropout)
-        self.head = head(config.hidden, config.item_dim, config.dropout)
+        self.head = make_head(config.head, config.hidden, config.item_dim, config.dropout)
 
     @property
     def receptive_field(self) -> int:

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from hiertcn.training.lanes import LaneBatch
 from models.gru import StackedGRU
-from models.sequence.config import NetworkConfig
+from models.head import make_head
+from models.sequence.config import HeadedConfig
 from models.sequence.flat import WHOLE
-from models.sequence.recurrent import PackedGRU, head
+from models.sequence.recurrent import PackedGRU
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TwoGRUs(NetworkConfig):
+class _TwoGRUs(HeadedConfig):
     """The shape of two stacked GRUs; defaults are the paper's.
 
     ``hidden`` and ``layers`` are those of both levels. ``dropout`` is applied to the upper level's
@@ -64,7 +65,8 @@ class _Hierarchy(nn.Module):
         self._scale = math.sqrt(config.item_dim)
         self.start_item = nn.Parameter(torch.randn(config.item_dim) / self._scale)
         self.session_gru = PackedGRU(input_dim, config.hidden, config.layers, config.dropout)
-        self.head = head(config.hidden, config.item_dim, config.dropout)
+        self.head = make_head(config.head, config.hidden, config.item_dim, config.dropout)
+        self.input_dropout = nn.Dropout(config.input_dropout)
 
     @property
     def receptive_field(self) -> int:
@@ -81,7 +83,9 @@ class _Hierarchy(nn.Module):
         session = torch.repeat_interleave(sessions, lengths + 1)
         places = torch.arange(len(items), device=items.device)
         places = places + 1 + torch.repeat_interleave(sessions, lengths)
-        tokens = self.start_item.expand(len(session), -1).index_copy(0, places, items)
+        tokens = self.start_item.expand(len(session), -1).index_copy(
+            0, places, self.input_dropout(items)
+        )
         return tokens * self._scale, session
 
     def _before(self, batch: LaneBatch, state: Tensor, slot: slice) -> Tensor:
@@ -116,7 +120,7 @@ class HierGRU(_Hierarchy):
 
     def gru_step(self, state: Tensor, session_mean: Tensor) -> Tensor:
         """Fold closed sessions (Eq. 10): ``[s, layers, hidden], [s, item_dim] -> state``."""
-        after: Tensor = self.gru(state, session_mean * self._scale)
+        after: Tensor = self.gru(state, self.input_dropout(session_mean) * self._scale)
         return after
 
     def encode(self, items: Tensor, lengths: Tensor, user_state: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A GRU over sequences of different lengths, and the perceptron that ends every network.
+"""A GRU over sequences of different lengths.
 
 Unlike models/gru.py, whose caller owns the order of steps, this one runs over time inside one call
 of ``torch.nn.GRU``: a compiled loop on the CPU, one fused kernel on a GPU, so that the compared
@@ -59,10 +59,3 @@ class PackedGRU(nn.Module):
             out.data.index_select(0, back),
             state.index_copy(0, order, after.transpose(0, 1)),
         )
-
-
-def head(width: int, item_dim: int, dropout: float = 0.0) -> nn.Sequential:
-    """Return the perceptron of Eq. 4, ``[..., width] -> [..., item_dim]``, dropout on its input."""
-    return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, item_dim)
-    )

@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.sequence.config import NetworkConfig
+from models.head import make_head
+from models.sequence.config import HeadedConfig
 from models.sequence.flat import FlatNetwork
-from models.sequence.recurrent import head
 from models.sequence.tokens import Windows
 from models.tcn import TCN, PackedLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlatTCNConfig(NetworkConfig):
+class FlatTCNConfig(HeadedConfig):
     """The shape of a flat TCN; defaults are the paper's. ``dropout`` follows every convolution."""
 
     network: ClassVar[str] = "TCN"
@@ -39,7 +39,7 @@ class FlatTCN(FlatNetwork):
             [2**block for block in range(config.blocks)],
             config.dropout,
         )
-        self.head = head(config.filters, config.item_dim, config.dropout)
+        self.head = make_head(config.head, config.filters, config.item_dim, config.dropout)
 
     @property
     def receptive_field(self) -> int:

@@ -6,14 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn.errors import InputError
+from models.head import HEADS, HeadName
 from models.hiertcn import HierTCN, HierTCNConfig
 from models.hiertcn_serving import GruStep, TcnCone
 
 
-def _model(seed: int, blocks: int = 2, kernel: int = 3) -> HierTCN:
+def _model(seed: int, blocks: int = 2, kernel: int = 3, head: HeadName = "perceptron") -> HierTCN:
     torch.manual_seed(seed)
     config = HierTCNConfig(
-        item_dim=5, hidden=4, gru_layers=2, tcn_blocks=blocks, kernel=kernel, filters=7
+        item_dim=5,
+        hidden=4,
+        gru_layers=2,
+        tcn_blocks=blocks,
+        kernel=kernel,
+        filters=7,
+        head=head,
     )
     return HierTCN(config).eval()
 
@@ -25,11 +32,12 @@ def _model(seed: int, blocks: int = 2, kernel: int = 3) -> HierTCN:
     kernel=st.integers(1, 5),
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4),
     padding=st.integers(0, 9),
+    head=st.sampled_from(HEADS),
 )
 def test_the_cone_is_the_last_position_of_encode(
-    seed: int, blocks: int, kernel: int, lengths: list[int], padding: int
+    seed: int, blocks: int, kernel: int, lengths: list[int], padding: int, head: HeadName
 ) -> None:
-    model = _model(seed, blocks, kernel)
+    model = _model(seed, blocks, kernel, head)
     sessions = [torch.randn(length, 5) for length in lengths]
     state = torch.randn(len(lengths), 4)
     with torch.no_grad():

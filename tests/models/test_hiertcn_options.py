@@ -269,6 +269,7 @@ def test_options_are_checked_and_the_papers_setting_has_a_name():
     for field, value in (
         ("connection", "half"),
         ("aggregate", "max"),
+        ("head", "cubic"),
         ("input_dropout", 1.0),
     ):
         with pytest.raises(InputError, match=field):
@@ -285,6 +286,18 @@ def test_options_are_checked_and_the_papers_setting_has_a_name():
     # A configuration written before an option existed means its default.
     old = {"item_dim": 4, "hidden": 8, "dropout": 0.0}
     assert HierTCNConfig.from_dict(old) == HierTCNConfig(item_dim=4, hidden=8)
+
+
+def test_a_linear_head_makes_u_an_affine_map_of_the_tcns_output():
+    torch.manual_seed(0)
+    model = HierTCN(dataclasses.replace(CONFIG, head="linear")).eval()
+    lengths, state = torch.tensor([3, 1]), torch.randn(2, CONFIG.hidden)
+    (layer,) = model.head
+    hidden = []
+    layer.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+    u = model.encode(torch.randn(4, DIM), lengths, state)
+    torch.testing.assert_close(u, hidden[0] @ layer.weight.T + layer.bias)
+    assert len(HierTCN(CONFIG).head) == 3
 
 
 def test_event_types_change_what_is_scored_and_are_read_by_name(log):

@@ -42,6 +42,9 @@ CONFIGS = {
     "HierGRU": HierGRUConfig(item_dim=DIM, hidden=7, layers=2),
     "HRNN-Init": HRNNConfig(item_dim=DIM, hidden=7, layers=2),
     "HRNN-All": HRNNConfig(item_dim=DIM, hidden=7, layers=2, feeds_every_position=True),
+    "GRU with a linear head": GRUConfig(
+        item_dim=DIM, hidden=7, layers=2, head="linear", dropout=0.1, input_dropout=0.1
+    ),
     "SASRec": SASRecConfig(item_dim=DIM, hidden=8, heads=2, piece=PIECE, context=3),
 }
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -373,5 +376,9 @@ def test_configurations_are_checked(network):
         network_config({**config.to_dict(), "depth": 3})
     with pytest.raises(InputError, match="network is 'LSTM'"):
         network_config({"network": "LSTM"})
+    with pytest.raises(InputError, match="input_dropout is 1"):
+        GRUConfig(item_dim=8, input_dropout=1)
+    with pytest.raises(InputError, match=r"GRUConfig\.head is .deep.; expected one of perceptron"):
+        GRUConfig(item_dim=8, head="deep")
     with pytest.raises(InputError, match="heads"):
         SASRecConfig(item_dim=4, hidden=9, heads=2)
