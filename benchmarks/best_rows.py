@@ -51,9 +51,10 @@ class Setting:
 
 def settings(case: str, epochs: int) -> dict[str, Setting]:
     """Return the rows of a case: the paper's configuration, and `best` with its ablations."""
-    learned = HierTCNConfig(
+    perceptron = HierTCNConfig(
         item_dim=97, hidden=96, gru_layers=1, tcn_blocks=4, kernel=3, filters=96, dropout=0.2
     )
+    learned = dataclasses.replace(perceptron, head="linear")
     paper = HierTCNConfig(item_dim=129)
     retail = case.startswith("online_retail")
     options = TrainOptions(
@@ -68,6 +69,7 @@ def settings(case: str, epochs: int) -> dict[str, Setting]:
     return {
         "HierTCN (paper's sizes)": Setting(config=paper, options=options),
         "HierTCN (vectors from random)": Setting(config=learned, options=options, start="random"),
+        "HierTCN (Eq. 4's head)": Setting(config=perceptron, options=options),
         "HierTCN": Setting(config=learned, options=options),
         "HierTCN best": Setting(config=learned, options=options, terms=FEATURES),
         "HierTCN + memory": Setting(config=learned, options=options, terms=memory.FEATURES),
@@ -134,7 +136,9 @@ class _Row:
     def _network(self, case: ProtocolCase) -> tuple[HierTCN, ItemTable, dict[str, Any]]:
         """Train without terms, or read what another row with the same network trained."""
         config = self._setting.config
-        shape = f"{config.item_dim}-{config.filters}-{config.kernel}-{config.gru_layers}"
+        shape = (
+            f"{config.item_dim}-{config.filters}-{config.kernel}-{config.gru_layers}-{config.head}"
+        )
         how = f"{self._setting.start}-{self._setting.options.max_epochs}-{self._seed}"
         folder = self._output / "models" / f"{case.name}-{case.phase}-{shape}-{how}"
         torch.manual_seed(self._seed)

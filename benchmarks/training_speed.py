@@ -4,7 +4,10 @@
 
 Each named network trains on the same drawn log with the trainer's own step: batch, gather, forward,
 loss, backward, Adam. Networks take turns, so that the machine's noise meets all of them alike, and
-the median step counts. Parameters, padding and the bytes of a batch's input stand beside.
+the median step counts. Parameters, padding and the bytes of a batch's input stand beside, and the
+arithmetic: floating point operations of a step's matrix products, forward and backward, an
+interaction. Where HierTCN's share of another network's speed exceeds the inverse of its share of
+the arithmetic, it makes better use of the processor.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from typing import Final, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.loader import drawn_store
 from benchmarks.parameter_counts import hiertcn_parameters, paper_configs
@@ -73,6 +77,12 @@ class _Runner:
         self._lanes = self.network.initial_state(self.batches.own_lanes).detach().clone()
         self._source = self._epochs()
 
+    def flops(self) -> float:
+        """Train a step and return the floating point operations it did for an interaction."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops() / self.interactions[-1]
+
     def step(self) -> None:
         """Train on the next batch and keep its times."""
         started = time.perf_counter()
@@ -123,6 +133,7 @@ def main() -> None:
     for name, row in figures.items():
         print(
             f"{name:<20}{row['interactions_per_s']:10,.0f} interactions/s   "
+            f"{row['flops'] / 1e6:7.2f} Mflop each   {row['gflop_per_s']:6.1f} Gflop/s   "
             f"{row['ms_a_step']:7.1f} ms a step   waiting {row['waiting_share']:6.2%}   "
             f"{row['parameters']:10,.0f} parameters   padding {row['padding_share']:6.1%}   "
             f"{row['batch_bytes'] / 1024:8,.0f} KiB a batch"
@@ -167,6 +178,7 @@ def measure(
             Objective(store, vectors, counts, options, device),
             Optimizers(model, vectors, weight_decay=0.0, vector_rate=1.0),
         )
+    flops = {name: runner.flops() for name, runner in runners.items()}
     for turn in range(steps + 5):
         for runner in runners.values():
             runner.step()
@@ -174,19 +186,21 @@ def measure(
                 # The first steps compile kernels and touch the table's pages.
                 for kept in (runner.seconds, runner.waited, runner.interactions):
                     kept.clear()
-    return {name: _figures(runner) for name, runner in runners.items()}
+    return {name: _figures(runner, flops[name]) for name, runner in runners.items()}
 
 
-def _figures(runner: _Runner) -> dict[str, float]:
+def _figures(runner: _Runner, flops: float) -> dict[str, float]:
     batch = next(runner.batches.epoch(0))
     layout = getattr(runner.model, "layout", "packed")
     lengths = torch.from_numpy(batch.lengths).to(runner.vectors.device)
     cost = make_layout(layout, lengths).cost(DIM)
+    speed = statistics.median(
+        count / seconds for count, seconds in zip(runner.interactions, runner.seconds, strict=True)
+    )
     return {
-        "interactions_per_s": statistics.median(
-            count / seconds
-            for count, seconds in zip(runner.interactions, runner.seconds, strict=True)
-        ),
+        "interactions_per_s": speed,
+        "flops": flops,
+        "gflop_per_s": speed * flops / 1e9,
         "ms_a_step": 1e3 * statistics.median(runner.seconds),
         "waiting_share": statistics.median(runner.waited) / statistics.median(runner.seconds),
         "parameters": sum(weights.numel() for weights in runner.model.parameters()),
