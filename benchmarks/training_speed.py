@@ -81,7 +81,7 @@ class _Runner:
         """Train a step and return the floating point operations it did for an interaction."""
         with FlopCounterMode(display=False) as counter:
             self.step()
-        return counter.get_total_flops() / self.interactions[-1]
+        return float(counter.get_total_flops()) / self.interactions[-1]
 
     def step(self) -> None:
         """Train on the next batch and keep its times."""

@@ -28,7 +28,7 @@ def train_hiertcn(
     Args:
         items_lineage: lineage of the item tables.
         sessions_lineage: lineage of the sessions.
-        configuration: best (with scoring terms) or paper.
+        configuration: best (with scoring terms, and a linear head) or paper.
         item_vectors: frozen, or fine-tuned from the item table's; auto leaves it to the
             configuration.
         hidden: coordinates of a GRU layer's state.
@@ -74,7 +74,7 @@ def train_hiertcn(
         table = ItemTable.open(Path(training_table.path))
         network = replace(HierTCNConfig.paper(table.dim), hidden=hidden)
         configurations = {
-            "best": (replace(network, terms=FEATURES), "fine-tuned"),
+            "best": (replace(network, terms=FEATURES, head="linear"), "fine-tuned"),
             "paper": (network, "frozen"),
         }
         if configuration not in configurations:
@@ -92,7 +92,7 @@ def train_hiertcn(
         if parent_release:
             warm_start = ReleaseRepository(repository).path(parent_release) / "model"
             parent = HierTCNConfig.from_dict(read_json(warm_start / "config.json"))
-            if replace(parent, terms=()) != network:
+            if replace(parent, terms=config.terms) != config:
                 logging.getLogger("components.train_hiertcn").warning(
                     "release %d has a network of another shape; training from scratch",
                     parent_release,

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Dropout
+
 
 class GRUCell(nn.Module):
     """One layer of Eq. 3: ``s' = (1 - g) * dropout(h) + g * s``.
@@ -30,7 +32,7 @@ class GRUCell(nn.Module):
         self.input_weight = nn.Parameter(torch.empty(input_dim, 3 * hidden))
         self.gate_weight = nn.Parameter(torch.empty(hidden, 2 * hidden))
         self.candidate_weight = nn.Parameter(torch.empty(hidden, hidden))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

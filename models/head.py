@@ -4,6 +4,8 @@ from typing import Final, Literal
 
 from torch import nn
 
+from models.dropout import Dropout
+
 HeadName = Literal["perceptron", "linear"]
 HEADS: Final = ("perceptron", "linear")
 
@@ -17,7 +19,7 @@ def make_head(name: HeadName, width: int, item_dim: int, dropout: float = 0.0) -
         item_dim: of the item vectors.
         dropout: share of the hidden vector's coordinates dropped while training.
     """
-    layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+    layers: list[nn.Module] = [Dropout(dropout)] if dropout else []
     if name == "perceptron":
         layers += [nn.Linear(width, width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, item_dim))

@@ -31,6 +31,7 @@ from hiertcn.files import read_json, write_json
 from hiertcn.training.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
 from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.session_model import SessionContext
+from models.dropout import Dropout
 from models.gru import GRUCell, StackedGRU
 from models.head import make_head
 from models.hiertcn_config import HierTCNConfig as HierTCNConfig
@@ -86,7 +87,7 @@ class HierTCN(nn.Module):
         self.item_scores: nn.Linear | None = None
         if config.aggregate == "weighted":
             self.item_scores = nn.Linear(config.item_dim, 1, bias=False)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.terms = ScoringTerms(config.terms) if config.terms else None
         self.reset_parameters()
 

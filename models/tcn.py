@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Dropout
 from models.session_layouts import PackedLayout as PackedLayout
 from models.step_norm import StepNorm
 
@@ -68,7 +69,7 @@ class TCNBlock(nn.Module):
         self.residual: nn.Module = (
             nn.Identity() if in_channels == filters else nn.Linear(in_channels, filters, bias=False)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norms = nn.ModuleList(
             StepNorm(filters, norm_steps) for _ in range(2 if norm_steps else 0)
         )

@@ -70,9 +70,9 @@ def softmax(
     """
     if log_expected is not None:
         negatives = negatives - log_expected
-    # Not -inf: a row without negatives would have no gradient that is a number.
-    negatives = negatives.masked_fill(~mask, torch.finfo(negatives.dtype).min / 2)
-    return torch.logaddexp(positive, torch.logsumexp(negatives, dim=1)) - positive
+    negatives = torch.where(mask, negatives, -torch.inf)
+    every = torch.cat([positive.unsqueeze(1), negatives], dim=1)
+    return -torch.log_softmax(every, dim=1)[:, 0]
 
 
 def catalogue_softmax(positive: Tensor, scores: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from hiertcn.sessions.store import SessionStore
 from hiertcn.training.item_vectors import ItemVectors
 from hiertcn.training.lanes import LaneBatch
 from hiertcn.training.whole_history import history_store
+from models.dropout import Dropout
 from models.sequence.config import NetworkConfig
 from models.sequence.tokens import Windows, request_windows
 
@@ -37,7 +38,7 @@ class FlatNetwork(nn.Module):
         self.config = config
         self.item_dim = config.item_dim
         self.start_item = nn.Parameter(torch.randn(config.item_dim) / math.sqrt(config.item_dim))
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self._starts: NDArray[np.bool_] | None = None
 
     @property

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hiertcn.training.lanes import LaneBatch
+from models.dropout import Dropout
 from models.gru import StackedGRU
 from models.head import make_head
 from models.sequence.config import HeadedConfig
@@ -66,7 +67,7 @@ class _Hierarchy(nn.Module):
         self.start_item = nn.Parameter(torch.randn(config.item_dim) / self._scale)
         self.session_gru = PackedGRU(input_dim, config.hidden, config.layers, config.dropout)
         self.head = make_head(config.head, config.hidden, config.item_dim, config.dropout)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
 
     @property
     def receptive_field(self) -> int:
@@ -158,7 +159,7 @@ class HRNN(_Hierarchy):
         super().__init__(config, config.item_dim + feeds)
         self.user_gru = StackedGRU(config.hidden, config.hidden, config.layers, config.dropout)
         self.init = nn.Linear(config.hidden, config.layers * config.hidden)
-        self.init_dropout = nn.Dropout(config.dropout)
+        self.init_dropout = Dropout(config.dropout)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros for ``batch`` users."""

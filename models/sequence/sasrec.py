@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from models.dropout import Dropout
 from models.sequence.config import NetworkConfig
 from models.sequence.flat import FlatNetwork
 from models.sequence.tokens import Windows
@@ -61,7 +62,7 @@ class SASRec(FlatNetwork):
         self.write = nn.Linear(width, config.item_dim) if projected else nn.Identity()
         # A window's last start token may follow all of its items.
         self.positions = nn.Parameter(0.1 * torch.randn(config.piece + config.context + 1, width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             _Block(width, config.heads, config.dropout) for _ in range(config.blocks)
         )
@@ -115,9 +116,9 @@ class _Block(nn.Module):
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
+            nn.Linear(width, width), nn.ReLU(), Dropout(dropout), nn.Linear(width, width)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.queries_keys_values, self.mix):
             nn.init.normal_(layer.weight, std=1.0 / math.sqrt(width))
             nn.init.zeros_(layer.bias)

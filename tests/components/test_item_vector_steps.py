@@ -1,5 +1,6 @@
 """From training to the table that serves: configurations, warm starts, frozen and tuned vectors."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hiertcn.items.neighbors import NeighborIndex
 from hiertcn.items.table import ItemTable
 from hiertcn.release.repository import ReleaseRepository
 from hiertcn.sessions.request_features import FEATURES
-from models.hiertcn import HierTCN, load_hiertcn
+from models.hiertcn import HierTCN, load_hiertcn, save_hiertcn
 from tests.session_logs import random_users, write_store
 
 ITEMS, UNSEEN, DIM, PARENT = 20, 3, 5, 2026010101
@@ -89,12 +90,14 @@ def network_of(model: HierTCN) -> dict[str, torch.Tensor]:
 
 
 def test_best_has_every_term_and_paper_none(inputs: Inputs) -> None:
-    assert inputs.train("best").config.terms == FEATURES
+    best = inputs.train("best").config
+    assert (best.terms, best.head) == (FEATURES, "linear")
     assert (inputs.folder / "best" / "transitions").is_dir()
     assert (inputs.folder / "best" / "item_table").is_dir()
     paper = inputs.train("paper", configuration="paper")
     assert paper.terms is None
     assert (paper.config.hidden, paper.config.gru_layers, paper.config.filters) == (8, 4, 128)
+    assert paper.config.head == "perceptron"
     assert not (inputs.folder / "paper" / "transitions").exists()
     assert not (inputs.folder / "paper" / "item_table").exists()
 
@@ -120,18 +123,21 @@ def test_a_parent_with_other_terms_still_gives_its_network(
 ) -> None:
     parent = ReleaseRepository(inputs.folder / "repository").path(PARENT) / "model"
     relative = str(parent.relative_to(inputs.folder))
-    before = inputs.train(relative, configuration="paper")
+    trained = inputs.train(relative)
+    before = HierTCN(replace(trained.config, terms=FEATURES[:1]))
+    before.load_state_dict(network_of(trained), strict=False)
+    save_hiertcn(before, parent)
     still = {"parent_release": PARENT, "learning_rate": 1e-9, "max_steps": 1}
     after = inputs.train("best", **still)
     for name, value in network_of(before).items():
         torch.testing.assert_close(network_of(after)[name], value, atol=1e-6, rtol=0)
-    # Terms were fitted, though the parent had none.
+    # Terms were fitted, though the parent had others.
     assert after.terms is not None and bool((after.terms.gate.weight != 0).any())
     assert "another shape" not in capsys.readouterr().err
 
-    other = inputs.train("other", configuration="paper", hidden=6, **still)
-    assert other.config.hidden == 6
-    assert "another shape; training from scratch" in capsys.readouterr().err
+    for changes in ({"hidden": 6}, {"configuration": "paper"}):
+        inputs.train("other", **changes, **still)
+        assert "another shape; training from scratch" in capsys.readouterr().err
 
 
 def test_frozen_vectors_serve_the_newest_table_as_it_is(inputs: Inputs) -> None:

@@ -12,6 +12,7 @@ from hiertcn.sessions.batches import SessionBatches
 from hiertcn.training.lanes import to_tensors
 from hiertcn.training.session_model import SessionContext
 from hiertcn.training.user_embeddings import embed_before, states_before
+from models.dropout import Dropout
 from models.hiertcn import HierTCN, HierTCNConfig, load_hiertcn, save_hiertcn
 from models.hiertcn_serving import GruStep, TcnCone
 from models.session_layouts import PackedLayout
@@ -147,7 +148,7 @@ def test_packed_equals_padded(log, name):
         # Dropout draws for other shapes; statistics of a batch are what is compared.
         model.train()
         for part in model.modules():
-            if isinstance(part, torch.nn.Dropout):
+            if isinstance(part, Dropout):
                 part.eval()
     results = []
     for model in (packed, padded):

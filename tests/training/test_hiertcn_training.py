@@ -276,7 +276,7 @@ def test_every_loss_learns_from_impressions(shown_log, tmp_path, loss):
         max_epochs=15,
         patience=15,
         warmup_steps=5,
-        learning_rate=1e-2,
+        learning_rate=3e-2,
         device="cpu",
     )
     summary = train_hiertcn(model, store, table, split, tmp_path, options)
