@@ -100,28 +100,32 @@ _TRAIN: Final = TrainOptions(
 )
 _HISTORY: Final = dataclasses.replace(_TRAIN, sessions_per_step=1, max_length=200)
 
+_RECURRENT: Final[Mapping[str, Any]] = {
+    "item_dim": 96,
+    "hidden": 96,
+    "layers": 1,
+    "dropout": 0.2,
+    "input_dropout": 0.2,
+    "head": "linear",
+}
+
 SETTINGS: Final[dict[str, Setting]] = {
     "SASRec": Setting(
         config=SASRecConfig(item_dim=64, dropout=0.2, piece=200, context=200),
         options=dataclasses.replace(_HISTORY, learning_rate=2e-3),
         interactions_per_step=200,
     ),
-    "HRNN-Init": Setting(
-        config=HRNNConfig(item_dim=96, hidden=96, layers=1, dropout=0.2), options=_TRAIN
-    ),
-    "HRNN-All": Setting(
-        config=HRNNConfig(item_dim=96, hidden=96, layers=1, dropout=0.2, feeds_every_position=True),
-        options=_TRAIN,
-    ),
+    "HRNN-Init": Setting(config=HRNNConfig(**_RECURRENT), options=_TRAIN),
+    "HRNN-All": Setting(config=HRNNConfig(**_RECURRENT, feeds_every_position=True), options=_TRAIN),
     "GRU": Setting(
-        config=GRUConfig(item_dim=96, hidden=96, layers=1, dropout=0.2),
-        options=dataclasses.replace(_HISTORY, max_length=25),
+        config=GRUConfig(**_RECURRENT), options=dataclasses.replace(_HISTORY, max_length=25)
     ),
-    "HierGRU": Setting(
-        config=HierGRUConfig(item_dim=96, hidden=96, layers=1, dropout=0.2), options=_TRAIN
-    ),
+    "HierGRU": Setting(config=HierGRUConfig(**_RECURRENT), options=_TRAIN),
     "TCN": Setting(
-        config=FlatTCNConfig(item_dim=96, filters=96, kernel=3, dropout=0.2), options=_HISTORY
+        config=FlatTCNConfig(
+            item_dim=96, filters=96, kernel=3, dropout=0.2, input_dropout=0.2, head="linear"
+        ),
+        options=_HISTORY,
     ),
 }
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiertcn.errors import InputError
+from models.packed_convolution import Tap, packed_convolution
 
 LayoutName = Literal["auto", "packed", "padded"]
 LAYOUTS: Final = ("auto", "packed", "padded")
@@ -71,7 +72,7 @@ class PackedLayout:
         if skipped is not None:
             self.step = self.position + skipped.index_select(0, self.session)
         self.longest = int(lengths.max()) if len(lengths) else 0
-        self._shifts: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._taps: dict[int, Tap | None] = {}
 
     def cost(self, channels: int) -> LayoutCost:
         """Return what inputs of that width take."""
@@ -88,30 +89,20 @@ class PackedLayout:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
         """Convolve laid rows causally; weights as in :class:`models.tcn.CausalConv`."""
-        taps = weight.unbind(0)
-        out = torch.addmm(bias, x, taps[0])
-        for tap in range(1, len(taps)):
-            pairs = self.shifted(dilation * tap)
-            if pairs is None:
-                break
-            to, source = pairs
-            out.index_add_(0, to, x.index_select(0, source) @ taps[tap])
+        found = [self._tap(dilation * number) for number in range(1, len(weight))]
+        taps = [tap for tap in found if tap is not None]
+        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return packed_convolution(x, weight, bias, taps)
+        out = torch.addmm(bias, x, weight[0])
+        for tap, of_tap in zip(taps, weight[1:], strict=False):
+            out.index_add_(0, tap.to, x.index_select(0, tap.source) @ of_tap)
         return out
 
-    def shifted(self, shift: int) -> tuple[Tensor, Tensor] | None:
-        """Return index pairs ``(to, from)`` with ``from = to - shift``, inside one session.
-
-        None where no session is longer than ``shift``.
-        """
-        if shift not in self._shifts:
-            self._shifts[shift] = self._find(shift)
-        return self._shifts[shift]
-
-    def _find(self, shift: int) -> tuple[Tensor, Tensor] | None:
-        if shift >= self.longest:
-            return None
-        to = torch.nonzero(self.position >= shift).squeeze(1)
-        return to, to - shift
+    def _tap(self, shift: int) -> Tap | None:
+        """Return which positions have one ``shift`` before them; None where none has."""
+        if shift not in self._taps:
+            self._taps[shift] = Tap.of(self.position, shift) if shift < self.longest else None
+        return self._taps[shift]
 
 
 class PaddedLayout(PackedLayout):
