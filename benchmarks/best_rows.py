@@ -71,6 +71,9 @@ def settings(case: str, epochs: int) -> dict[str, Setting]:
         "HierTCN (vectors from random)": Setting(config=learned, options=options, start="random"),
         "HierTCN (Eq. 4's head)": Setting(config=perceptron, options=options),
         "HierTCN": Setting(config=learned, options=options),
+        "HierTCN (input dropout)": Setting(
+            config=dataclasses.replace(learned, input_dropout=0.2), options=options
+        ),
         "HierTCN best": Setting(config=learned, options=options, terms=FEATURES),
         "HierTCN + memory": Setting(config=learned, options=options, terms=memory.FEATURES),
         "HierTCN + freshness": Setting(config=learned, options=options, terms=live_counts.FEATURES),
@@ -136,9 +139,8 @@ class _Row:
     def _network(self, case: ProtocolCase) -> tuple[HierTCN, ItemTable, dict[str, Any]]:
         """Train without terms, or read what another row with the same network trained."""
         config = self._setting.config
-        shape = (
-            f"{config.item_dim}-{config.filters}-{config.kernel}-{config.gru_layers}-{config.head}"
-        )
+        sizes = (config.item_dim, config.filters, config.kernel, config.gru_layers)
+        shape = "-".join(map(str, (*sizes, config.head, config.input_dropout)))
         how = f"{self._setting.start}-{self._setting.options.max_epochs}-{self._seed}"
         folder = self._output / "models" / f"{case.name}-{case.phase}-{shape}-{how}"
         torch.manual_seed(self._seed)

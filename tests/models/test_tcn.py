@@ -48,6 +48,16 @@ def test_packed_equals_padded(lengths, kernel, seed):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
+def test_half_precision_takes_the_same_taps():
+    torch.manual_seed(0)
+    tcn, layout = TCN(6, 8, 3, [1, 2]), PackedLayout(torch.tensor([9, 1, 1, 4]))
+    x = torch.randn(15, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = tcn(x, layout)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), tcn(x, layout), atol=0.05, rtol=0.05)
+
+
 def test_equation_7_by_hand():
     conv = CausalConv(1, 1, kernel=3, dilation=2)
     with torch.no_grad():
